@@ -1,0 +1,278 @@
+"""Payloads: canonical JSON, and what of them fits the declared fields.
+
+Canonical JSON is what is hashed, logged and stored: UTF-8, keys by code point, no spaces, integers within
+-2**63..2**64-1, shortest floats, neither NaN nor infinity, datetimes as RFC 3339 in UTC with six decimals and Z. It is
+idempotent: encoding what was decoded gives the same bytes.
+
+Every function is pure. The fast path is one call of orjson a payload; the exact walk, which names what is wrong and
+turns numpy scalars, UUIDs and subclasses into plain values, runs only where orjson refused or may have hidden a NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+import orjson
+
+from ..config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
+from ..errors import Damaged, InvalidArgument
+from ..fields import INT64_MAX, INT64_MIN, cell, plain_scalar, shown, timestamp_text, timestamp_us
+from ..values import FieldType, Payload
+
+__all__ = ["check", "decode", "encode", "encode_all", "infer", "timestamp_text", "timestamp_us"]
+
+PAYLOAD_DEPTH_MAX = 253
+"""Levels of nesting, the payload's own included: what orjson writes."""
+_UINT64_MAX = 2**64 - 1
+_OPTIONS = (
+    orjson.OPT_SORT_KEYS
+    | orjson.OPT_PASSTHROUGH_DATETIME
+    | orjson.OPT_PASSTHROUGH_DATACLASS
+    | orjson.OPT_PASSTHROUGH_SUBCLASS
+)
+_EXACT: dict[str, set[type]] = {
+    "string": {str, type(None)},
+    "int64": {int, type(None)},
+    "float64": {float, type(None)},
+    "bool": {bool, type(None)},
+}
+"""Types of which every value fits (integers by their range too), so that most columns are checked without a loop."""
+
+
+def encode(payload: Payload | None, where: str) -> bytes:
+    """Return the canonical JSON of a payload.
+
+    Parameters
+    ----------
+    payload
+        JSON values by key; None is ``{}``.
+    where
+        How errors call it, as in ``payloads[3]``.
+
+    Raises
+    ------
+    InvalidArgument
+        Not JSON, too deep, or longer than 1 MiB; names the place, the value and what is allowed.
+    """
+    if payload is None:
+        return b"{}"
+    if type(payload) is dict:
+        try:
+            data = orjson.dumps(payload, _datetime_text, _OPTIONS)
+        except TypeError:
+            return _encode_exactly(payload, where)
+        # orjson writes NaN and infinity as null: only without any is it plain that there was none.
+        if b"null" not in data and len(data) <= PAYLOAD_BYTES_MAX:
+            return data
+    return _encode_exactly(payload, where)
+
+
+def encode_all(payloads: Sequence[Payload] | None, count: int) -> list[bytes]:
+    """Return the canonical JSON of the payloads of `count` points; None stands for ``{}`` each."""
+    if payloads is None:
+        return [b"{}"] * count
+    if isinstance(payloads, str | bytes | Mapping) or not hasattr(payloads, "__len__"):
+        raise InvalidArgument(f"payloads: {shown(payloads)}; allowed is a sequence of {count} mappings")
+    if len(payloads) != count:
+        raise InvalidArgument(f"payloads: {len(payloads)} given for {count} ids; allowed are as many as ids")
+    dumps, encoded = orjson.dumps, []
+    for index, payload in enumerate(payloads):
+        try:
+            if type(payload) is dict:
+                data = dumps(payload, _datetime_text, _OPTIONS)
+                if b"null" not in data and len(data) <= PAYLOAD_BYTES_MAX:
+                    encoded.append(data)
+                    continue
+        except TypeError:
+            pass
+        encoded.append(encode(payload, f"payloads[{index}]"))
+    return encoded
+
+
+def _datetime_text(value: object) -> str:
+    if type(value) is datetime:
+        return timestamp_text(timestamp_us(value))
+    raise TypeError
+
+
+def _encode_exactly(payload: object, where: str) -> bytes:
+    if not isinstance(payload, Mapping):
+        raise InvalidArgument(f"{where}: {shown(payload)}; allowed is a mapping of JSON values by key")
+    try:
+        data = orjson.dumps(_plain(payload, where, 1), option=orjson.OPT_SORT_KEYS)
+    except TypeError as exc:
+        raise InvalidArgument(f"{where}: not JSON: {exc}") from exc
+    if len(data) > PAYLOAD_BYTES_MAX:
+        raise InvalidArgument(
+            f"{where}: {len(data):,} bytes as JSON; allowed are {PAYLOAD_BYTES_MAX:,}",
+            details={"bytes": len(data), "bytes_max": PAYLOAD_BYTES_MAX},
+        )
+    return data
+
+
+def _plain(value: object, where: str, depth: int) -> object:
+    """Return the value made of dict, list, str, int, float, bool and None alone, or raise with its place."""
+    if depth > PAYLOAD_DEPTH_MAX:
+        raise InvalidArgument(f"{where}: nested deeper than {PAYLOAD_DEPTH_MAX} levels")
+    if isinstance(value, Mapping):
+        return {_key(key, where): _plain(inner, f"{where}.{key}", depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{where}[{index}]", depth + 1) for index, inner in enumerate(value)]
+    return _plain_leaf(value, where)
+
+
+def _key(key: object, where: str) -> str:
+    plain = plain_scalar(key)
+    if not isinstance(plain, str):
+        raise InvalidArgument(f"{where}: key {shown(key)}; allowed is text")
+    return _unicode(plain, where)
+
+
+def _unicode(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{where}: {shown(text)} holds a surrogate; allowed is valid Unicode") from None
+    return text
+
+
+def _plain_leaf(value: object, where: str) -> object:
+    plain = plain_scalar(value)
+    match plain:
+        case None | bool():
+            return plain
+        case str():
+            return _unicode(plain, where)
+        case int() if INT64_MIN <= plain <= _UINT64_MAX:
+            return plain
+        case int():
+            raise InvalidArgument(f"{where}: {shown(value)}; allowed are integers from -2**63 to 2**64-1")
+        case float() if math.isfinite(plain):
+            return plain
+        case float():
+            raise InvalidArgument(f"{where}: {shown(value)}; allowed are finite numbers")
+        case datetime():
+            try:
+                return timestamp_text(timestamp_us(plain))
+            except ValueError as exc:
+                raise InvalidArgument(f"{where}: {shown(value)} is {exc}; allowed is an aware datetime") from None
+    raise InvalidArgument(
+        f"{where}: {shown(value)}; allowed are None, bool, int, float, str, aware datetime, list and dict"
+    )
+
+
+def decode(data: bytes | memoryview, keys: bool | Sequence[str] = True) -> dict[str, Any]:
+    """Return a payload, or the part of it that is asked for.
+
+    Parameters
+    ----------
+    data
+        Canonical JSON.
+    keys
+        True for all, False for none, or the keys wanted; those that are absent are left out.
+    """
+    if keys is False:
+        return {}
+    try:
+        payload = cast("dict[str, Any]", orjson.loads(data))
+    except orjson.JSONDecodeError as exc:
+        raise Damaged(f"a stored payload of {len(data)} bytes is not JSON: {exc}") from exc
+    if keys is True:
+        return payload
+    if isinstance(keys, str):
+        raise InvalidArgument(f"with_payload: {keys!r}; allowed are True, False and a list of keys")
+    return {key: payload[key] for key in keys if key in payload}
+
+
+def check(fields: Mapping[str, FieldType], payloads: Sequence[Payload]) -> None:
+    """Check that every value under a declared field fits it; absent and None are null.
+
+    Raises
+    ------
+    InvalidArgument
+        Names the payload's index, the field, its type and the value.
+    """
+    for name, type in fields.items():
+        values = [payload.get(name) for payload in payloads]
+        if not _fits_exactly(type, values):
+            _check_field(name, type, values)
+
+
+def _fits_exactly(type: str, values: list[Any]) -> bool:
+    """Whether it is plain that every value fits, without a look at each."""
+    exact = _EXACT.get(type)
+    if exact is None or not exact.issuperset(map(_type_of, values)):
+        return False
+    if type != "int64":
+        return True
+    present = [value for value in values if value is not None]
+    return not present or (min(present) >= INT64_MIN and max(present) <= INT64_MAX)
+
+
+_type_of = type  # `type` is also the word for a field's type
+
+
+def _check_field(name: str, type: str, values: Sequence[Any]) -> None:
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            cell(type, value)
+        except ValueError as exc:
+            raise InvalidArgument(
+                f"payloads[{index}].{name}: {shown(value)} does not fit the field's type {type}: {exc}",
+                details={"field": name, "type": type, "index": index},
+            ) from None
+
+
+def infer(fields: Mapping[str, FieldType], payloads: Sequence[Payload]) -> dict[str, FieldType]:
+    """Return the fields that these payloads declare or widen, of a collection that infers its fields.
+
+    The first scalar under a new key declares it; lists and nested values declare nothing. An int64 widens to float64
+    when a float comes. Beyond 64 fields further keys are ignored, and so are keys that no filter could name.
+
+    Returns
+    -------
+    dict
+        Only what changes. Whether the other values fit is for `check` to say, with these fields added.
+    """
+    changed: dict[str, FieldType] = {}
+    settled = {name: kind for name, kind in fields.items() if kind != "int64"}
+    open_count = FIELDS_INFERRED_MAX - len(fields)
+    for payload in payloads:
+        for name, value in payload.items():
+            if name in settled or value is None:
+                continue
+            kind = _inferred_type(value)
+            known = changed.get(name) or fields.get(name)
+            if kind is None or kind == known:
+                continue
+            if known is None:
+                if open_count <= 0 or not isinstance(name, str) or not name or name.startswith("$"):
+                    continue
+                open_count -= 1
+                changed[name] = kind
+            elif kind == "float64":
+                changed[name] = kind
+            else:
+                continue
+            if kind != "int64":
+                settled[name] = kind
+    return changed
+
+
+_INFERRED: dict[type, FieldType] = {
+    str: "string", bool: "bool", int: "int64", float: "float64", datetime: "timestamp"
+}  # fmt: skip
+
+
+def _inferred_type(value: object) -> FieldType | None:
+    plain = value if _type_of(value) in _INFERRED else plain_scalar(value)
+    if isinstance(plain, datetime):
+        return "timestamp"
+    if type(plain) is int and not INT64_MIN <= plain <= INT64_MAX:
+        return "float64"
+    return _INFERRED.get(_type_of(plain))
