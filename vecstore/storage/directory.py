@@ -201,7 +201,7 @@ def _is_store(path: str) -> bool:
     names = os.listdir(path)
     if names and not _is_marked(path):
         raise InvalidArgument(
-            f"path: {path} is not a store, and not empty (it holds {sorted(names)[0]!r}); it was left untouched",
+            f"path: {path} is not a store, and not empty (it holds {min(names)!r}); it was left untouched",
             hint="give an empty or new folder",
         )
     return False
