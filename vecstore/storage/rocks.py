@@ -259,7 +259,7 @@ class RocksStore:
                 self._database.write(build(), self._write_options)
                 return
             except Exception as exc:
-                if not str(exc).startswith("Incomplete"):
+                if not str(exc).startswith("Result incomplete"):
                     raise _foreign(exc, f"writing to {self.path}", outcome="unknown") from exc
                 now = time.monotonic()
                 give_up = give_up or now + STALL_WAIT_S_MAX
