@@ -1,0 +1,253 @@
+"""Kernels over FAISS on one core: exact scores, selections of the nearest, exact scans.
+
+Not here: the approximate indexes (`inverted`, `graph`), and which of the two ways a search should take.
+
+Invariants: the score of a row for a query has the same bits whatever call made it (one query or many, gathered or not),
+so that answers of different paths can be merged and compared. Every call uses one OpenMP thread in the calling thread
+and releases the interpreter lock while it computes. No I/O, no state but what belongs to a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from ..values import Metric
+from .base import Floats, Rows, Vectors
+
+__all__ = [
+    "BitmapSelection",
+    "nearest",
+    "normalised",
+    "one_thread",
+    "prepare",
+    "scan",
+    "scan_span",
+    "score",
+    "score_span",
+    "selection",
+]
+
+_pointer: Any = faiss.swig_ptr
+_by_rows: dict[bool, Any] = {True: faiss.fvec_L2sqr_by_idx, False: faiss.fvec_inner_products_by_idx}
+_by_span: dict[bool, Any] = {True: faiss.fvec_L2sqr_ny, False: faiss.fvec_inner_products_ny}
+
+SPAN_DIM_MIN = 16
+"""Below, FAISS scores runs of rows with kernels of their own for some dimensions, whose last bits differ."""
+SCORES_BYTES_MAX = 1 << 22
+"""A block of scores of an exact scan: small enough to stay in the cache, so that memory is bounded too."""
+BLOCK_BYTES = 1 << 18
+"""Rows that a batch of queries is compared with while they stay in the cache nearest to the core."""
+
+
+class _Thread(threading.local):
+    """Sets the number of OpenMP threads of each calling thread once: a new thread defaults to all cores."""
+
+    def __init__(self) -> None:
+        faiss.omp_set_num_threads(1)
+        self.ready = True
+
+
+_thread = _Thread()
+
+
+def one_thread() -> None:
+    """Make FAISS compute in the calling thread alone."""
+    _thread.ready  # noqa: B018  (the first access in a thread runs __init__)
+
+
+def prepare(metric: Metric, queries: Floats) -> Floats:
+    """Return queries as the other calls expect them.
+
+    Parameters
+    ----------
+    metric
+        Of the collection.
+    queries
+        Real numbers of shape (q, d), none of them of length zero under cosine.
+
+    Returns
+    -------
+    Floats
+        float32, C-contiguous, (q, d): of unit length under cosine, else as given.
+    """
+    queries = np.ascontiguousarray(queries, np.float32)
+    if metric != "cosine":
+        return queries
+    # In float64, where neither tiny nor huge values lose their length; row by row, so that a batch changes no bit.
+    wide = queries.astype(np.float64)
+    wide /= np.sqrt(np.einsum("qd,qd->q", wide, wide))[:, None]
+    return wide.astype(np.float32)
+
+
+def normalised(vectors: Vectors, rows: Rows) -> Floats:
+    """Return float32 (n, d), the vectors that codes are taken of; a view where rows are contiguous and as given."""
+    count = len(rows)
+    if count and int(rows[-1]) - int(rows[0]) == count - 1 and (np.diff(rows) == 1).all():
+        span = slice(int(rows[0]), int(rows[0]) + count)
+        data = vectors.data[span]
+        return data if vectors.inverse_norms is None else data * vectors.inverse_norms[span, None]
+    data = vectors.data[rows]
+    if vectors.inverse_norms is not None:
+        data *= vectors.inverse_norms[rows, None]
+    return data
+
+
+def score(vectors: Vectors, queries: Floats, rows: Rows) -> Floats:
+    """Return the exact scores (q, r) of rows (q, r) for prepared queries (q, d); a row of -1 gets the worst score."""
+    one_thread()
+    rows = np.ascontiguousarray(rows, np.int64)
+    out = np.empty(rows.shape, np.float32)
+    count, dim = queries.shape
+    _by_rows[vectors.metric == "l2"](
+        _pointer(out), _pointer(queries), _pointer(vectors.data), _pointer(rows), dim, count, rows.shape[1]
+    )
+    if vectors.inverse_norms is not None:
+        # -inf times the norm of row -1 (the array's last, which may hold anything) would not stay -inf.
+        factors = vectors.inverse_norms[rows]
+        np.multiply(out, factors, out=out, where=rows >= 0)
+    return out
+
+
+def score_span(vectors: Vectors, queries: Floats, start: int, stop: int) -> Floats:
+    """Return the exact scores (q, stop - start) of rows start..stop-1, with the same bits as `score` gives."""
+    one_thread()
+    count, dim = queries.shape
+    if dim < SPAN_DIM_MIN:
+        return score(vectors, queries, np.tile(np.arange(start, stop, dtype=np.int64), (count, 1)))
+    out = np.empty((count, stop - start), np.float32)
+    if out.size:
+        _score_into(out, vectors, queries, start, stop)
+    return out
+
+
+def _score_into(out: Floats, vectors: Vectors, queries: Floats, start: int, stop: int) -> None:
+    call = _by_span[vectors.metric == "l2"]
+    data = _pointer(vectors.data[start:stop])
+    dim = queries.shape[1]
+    for i in range(len(queries)):
+        call(_pointer(out[i]), _pointer(queries[i]), data, dim, stop - start)
+    if vectors.inverse_norms is not None:
+        out *= vectors.inverse_norms[start:stop]
+
+
+def nearest(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
+    """Return the k best of each row of scores (q, n), nearest first, and their columns: both (q, min(k, n)).
+
+    Equal scores come in the order of their columns where all of them fit.
+    """
+    count = scores.shape[1]
+    keys = scores if metric == "l2" else -scores
+    if count > 4 * k and count > 256:
+        part = np.argpartition(keys, k - 1, axis=1)[:, :k]
+        part.sort(axis=1)
+        order = np.take_along_axis(part, np.take_along_axis(keys, part, 1).argsort(axis=1, kind="stable"), 1)
+    else:
+        order = keys.argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, 1), order
+
+
+def scan(vectors: Vectors, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+    """Find the k nearest among rows (n,) by comparing all of them.
+
+    Returns
+    -------
+    tuple
+        Scores and row numbers, both (q, min(k, n)), nearest first.
+    """
+    count = len(queries)
+    if count <= 2:
+        scores = score(vectors, queries, np.broadcast_to(rows, (count, len(rows))))
+        best, columns = nearest(vectors.metric, scores, k)
+        return best, rows[columns]
+    # A batch gathers the rows once, and then reads them in order.
+    gathered = Vectors(
+        vectors.metric,
+        vectors.data[rows],
+        None if vectors.inverse_norms is None else vectors.inverse_norms[rows],
+    )
+    best, columns = scan_span(gathered, queries, 0, len(rows), k)
+    return best, rows[columns]
+
+
+def scan_span(
+    vectors: Vectors, queries: Floats, start: int, stop: int, k: int, selection: BitmapSelection | None = None
+) -> tuple[Floats, Rows]:
+    """Find the k nearest among rows start..stop-1 that a selection allows, by comparing all of them.
+
+    Returns
+    -------
+    tuple
+        Scores and row numbers, both (q, min(k, stop - start)), nearest first; rows that a selection left too few of are
+        -1 with the worst score.
+    """
+    worst = np.float32(np.inf if vectors.metric == "l2" else -np.inf)
+    width = min(k, stop - start)
+    best = np.full((len(queries), 0), worst, np.float32)
+    found = np.full((len(queries), 0), -1, np.int64)
+    if not width:
+        return best, found
+    refused = None if selection is None else ~selection.allowed(start, stop)
+    step = max(width, min(BLOCK_BYTES // (4 * queries.shape[1]), SCORES_BYTES_MAX // (4 * len(queries))), 64)
+    step = stop - start if len(queries) == 1 and refused is None else step
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        scores = score_span(vectors, queries, at, end)
+        if refused is not None:
+            scores[:, refused[at - start : end - start]] = worst
+        near, columns = nearest(vectors.metric, scores, width)
+        near, columns = np.hstack([best, near]), np.hstack([found, columns + at])
+        best, order = nearest(vectors.metric, near, width)
+        found = np.take_along_axis(columns, order, 1)
+    if refused is not None:
+        found[best == worst] = -1
+    return best, found
+
+
+class BitmapSelection:
+    """Which rows a search may return, as FAISS reads it: `base.Selection`. Immutable, thread-safe.
+
+    Parameters
+    ----------
+    bitmap
+        uint8; bit ``row & 7`` of byte ``row >> 3``. Kept, never copied: it must not change.
+    count
+        Bits set.
+    """
+
+    __slots__ = ("_parameters", "bitmap", "count", "selector")
+
+    bitmap: npt.NDArray[np.uint8]
+    count: int
+    selector: Any
+
+    def __init__(self, bitmap: npt.NDArray[np.uint8], count: int) -> None:
+        self.bitmap = np.ascontiguousarray(bitmap, np.uint8)
+        self.count = count
+        self.selector = faiss.IDSelectorBitmap(self.bitmap)
+        self._parameters: dict[int, Any] = {}
+
+    def inverted(self, probes: int) -> Any:
+        """Return FAISS's parameters of a search of inverted lists with this selection: made once, never changed."""
+        found = self._parameters.get(probes)
+        if found is None:
+            found = faiss.SearchParametersIVF(nprobe=probes, sel=self.selector)
+            self._parameters[probes] = found
+        return found
+
+    def allowed(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Return bool (stop - start,): which of these rows may be returned; rows beyond the bitmap may not."""
+        first = start >> 3
+        bits = np.unpackbits(self.bitmap[first : (stop + 7) >> 3], bitorder="little")[start - 8 * first :]
+        out = np.zeros(stop - start, np.bool_)
+        out[: len(bits)] = bits[: stop - start]
+        return out
+
+
+def selection(bitmap: npt.NDArray[np.uint8], count: int) -> BitmapSelection:
+    """Return the selection of a bitmap with `count` bits set."""
+    return BitmapSelection(bitmap, count)
