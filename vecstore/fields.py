@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from .errors import InvalidArgument
 from .values import FieldType
@@ -24,10 +24,12 @@ __all__ = [
     "INT64_MAX",
     "INT64_MIN",
     "Cell",
+    "can_name_field",
     "cell",
     "check_fields",
     "element_type",
     "plain_scalar",
+    "scalar_cell",
     "shown",
     "timestamp_text",
     "timestamp_us",
@@ -105,9 +107,9 @@ def plain_scalar(value: object) -> object:
     if isinstance(value, uuid.UUID):
         return str(value)
     # numpy is not imported for this: it is known by its scalars' attributes. Times are left out, as they are naive.
-    if type(value).__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") in tuple("biufU"):
-        if getattr(value, "ndim", 1) == 0:
-            value = value.item()  # type: ignore[attr-defined]
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        dtype = getattr(value, "dtype", None)
+        value = value.item() if getattr(dtype, "kind", "") in tuple("biufU") else value  # type: ignore[attr-defined]
     for plain in (bool, int, float, str):
         if isinstance(value, plain):
             return value if type(value) is plain else plain(value)
@@ -163,19 +165,29 @@ def shown(value: object) -> str:
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
+def can_name_field(name: object) -> bool:
+    """Whether this can be a field's name: valid Unicode, not empty, and without the ``$`` that marks operators."""
+    if not isinstance(name, str) or not name or name.startswith("$"):
+        return False
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def check_fields(fields: Mapping[str, Any]) -> dict[str, FieldType]:
     """Return declared fields as a dict of their own.
 
     Raises
     ------
     InvalidArgument
-        A name that is not text, is empty or begins with ``$`` (which marks operators), or a type that does not exist.
+        A name that cannot be one, or a type that does not exist.
     """
     checked: dict[str, FieldType] = {}
     for name, type in fields.items():
-        if not isinstance(name, str) or not name or name.startswith("$"):
+        if not can_name_field(name):
             raise InvalidArgument(f"fields: name {shown(name)}; allowed is text that is not empty and begins without $")
-        if type not in FIELD_TYPES:
+        if not isinstance(type, str) or type not in FIELD_TYPES:
             raise InvalidArgument(f"fields.{name}: type {shown(type)}; allowed are {', '.join(sorted(FIELD_TYPES))}")
-        checked[name] = type
+        checked[name] = cast(FieldType, type)
     return checked

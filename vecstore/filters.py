@@ -21,8 +21,17 @@ from functools import cached_property
 from typing import Any, Literal, NoReturn
 
 from .errors import InvalidArgument
-from .fields import INT64_MAX, INT64_MIN, Cell, element_type, plain_scalar, scalar_cell, shown, timestamp_text
-from .fields import timestamp_us as timestamp_us
+from .fields import (
+    INT64_MAX,
+    INT64_MIN,
+    Cell,
+    element_type,
+    plain_scalar,
+    scalar_cell,
+    shown,
+    timestamp_text,
+    timestamp_us,
+)
 from .values import FieldType
 
 __all__ = ["All", "AnyOf", "Compare", "Condition", "Field", "IsIn", "IsNull", "Not", "parse"]
@@ -66,7 +75,7 @@ class Condition:
         raise NotImplementedError
 
 
-def _terms(kind: type[All] | type[AnyOf], condition: Condition) -> tuple[Condition, ...]:
+def _terms(kind: type[All | AnyOf], condition: Condition) -> tuple[Condition, ...]:
     # Chains of & or | stay flat, so that a loop that adds a thousand of them doesn't nest a thousand levels.
     return condition.conditions if isinstance(condition, All | AnyOf) and type(condition) is kind else (condition,)
 

@@ -116,7 +116,7 @@ class NumberKind:
 
     def load(self, reader: Reader, count: int) -> Cells:
         cells = reader.array(self.dtype, count)
-        if self.type == "bool" and count and not (-1 <= cells.min() and cells.max() <= 1):
+        if self.type == "bool" and count and not (cells.min() >= -1 and cells.max() <= 1):
             raise ValueError("a bool that is none")
         return cells
 
@@ -188,11 +188,11 @@ class StringKind:
 
     def dump(self, cells: Cells) -> bytes:
         """Return a dictionary of these cells alone, and codes into it."""
-        codes, local = np.unique(cells, return_inverse=True)
+        codes, inverse = np.unique(cells, return_inverse=True)
         has_null = bool(len(codes)) and codes[0] == -1
         texts = [self._strings[code].encode() for code in codes[1 if has_null else 0 :].tolist()]
         sizes = np.array(list(map(len, texts)), dtype="<u4")
-        local = local.reshape(-1).astype(self.dtype) - np.int32(has_null)
+        local = inverse.astype(self.dtype) - np.int32(has_null)
         return b"".join((_COUNT.pack(len(texts)), sizes.tobytes(), *texts, local.tobytes()))
 
     def load(self, reader: Reader, count: int) -> Cells:
@@ -200,7 +200,7 @@ class StringKind:
         sizes = reader.array("<u4", texts_count).tolist()
         texts = [str(reader.take(size), "utf-8") for size in sizes]
         local = reader.array(self.dtype, count)
-        if count and not (-1 <= local.min() and local.max() < texts_count):
+        if count and not (local.min() >= -1 and local.max() < texts_count):
             raise ValueError("a code outside its dictionary")
         codes = np.append(self.encode(texts), np.int32(-1))
         return codes[local]
@@ -240,7 +240,7 @@ _EXACT: dict[str, frozenset[type]] = {
 def _cells(type: str, values: Sequence[Any]) -> Sequence[Any]:
     """Return values as cells, None where null or where a value does not fit.
 
-    Values are checked before they are written; one that does not fit is of a row that died before its field was declared.
+    Values are checked before they are written; one that does not fit is of a row that died before the field was there.
     """
     types = set(map(_type_of, values))
     exact = _EXACT.get(type)

@@ -3,8 +3,8 @@
 Derived from the payloads, in memory, and written beside an extent's rows so that a reopen needn't parse them. It is no
 place to check values (`vecstore.engine.payload.check` does that before the log). Nothing here does I/O.
 
-One thread writes (`put`, `load`, `clear`); readers run beside it on rows that were written before. `grown`, `with_field`
-and `widened` return another object and leave this one usable: by readers for good, for writing no more.
+One thread writes (`put`, `load`, `clear`); readers run beside it on rows that were written before. `grown`,
+`with_field` and `widened` return another object; readers may use this one for good, but nothing more is written to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import orjson
 import xxhash
 
 from ..errors import Damaged
-from ..fields import FIELD_TYPES
 from ..filters import All, AnyOf, Compare, Condition, IsIn, IsNull, Not
 from ..values import FieldType
 from .column import Column, Reader, ScalarColumn, column
@@ -27,11 +26,9 @@ from .column import Column, Reader, ScalarColumn, column
 __all__ = ["Columns"]
 
 _SECTION = struct.Struct("<HHI")
-_FIELD = struct.Struct("<HHQ")
+_FIELD = struct.Struct("<IIQ")
 _HASH_BYTES = 8
 _VERSION = 1
-_NAME_BYTES_MAX = 2**16 - 1
-assert all(len(type) < 2**16 for type in FIELD_TYPES)
 
 
 class Columns:
@@ -125,9 +122,7 @@ class Columns:
                 return self._joined(conditions, np.logical_or, start, stop)
         raise AssertionError(f"{condition!r} is not parsed")
 
-    def _joined(
-        self, conditions: Sequence[Condition], join: np.ufunc, start: int, stop: int
-    ) -> npt.NDArray[np.bool_]:
+    def _joined(self, conditions: Sequence[Condition], join: np.ufunc, start: int, stop: int) -> npt.NDArray[np.bool_]:
         mask = np.full(stop - start, join is np.logical_and, dtype=np.bool_)
         for condition in conditions:
             join(mask, self.matches(condition, start, stop), out=mask)
@@ -144,8 +139,7 @@ class Columns:
         self._check_rows(start, stop)
         parts = [_SECTION.pack(_VERSION, len(self._columns), stop - start)]
         for name, of in self._columns.items():
-            # A name too long for its length's two bytes is cut, so that load misses the field and it is filled anew.
-            label, type, content = name.encode()[:_NAME_BYTES_MAX], of.type.encode(), of.dump(start, stop)
+            label, type, content = name.encode(), of.type.encode(), of.dump(start, stop)
             parts += (_FIELD.pack(len(label), len(type), len(content)), label, type, content)
         body = b"".join(parts)
         return body + xxhash.xxh3_64_digest(body)
@@ -183,7 +177,7 @@ class Columns:
         stores = {}
         for _ in range(fields):
             name_bytes, type_bytes, content_bytes = _FIELD.unpack(reader.take(_FIELD.size))
-            name, type = str(reader.take(name_bytes), "utf-8", "replace"), str(reader.take(type_bytes), "utf-8")
+            name, type = str(reader.take(name_bytes), "utf-8"), str(reader.take(type_bytes), "utf-8")
             content = Reader(reader.take(content_bytes))
             of = self._columns.get(name)
             if of is not None and of.type == type:

@@ -5,7 +5,8 @@ Canonical JSON is what is hashed, logged and stored: UTF-8, keys by code point, 
 idempotent: encoding what was decoded gives the same bytes.
 
 Every function is pure. The fast path is one call of orjson a payload; the exact walk, which names what is wrong and
-turns numpy scalars, UUIDs and subclasses into plain values, runs only where orjson refused or may have hidden a NaN.
+turns numpy scalars, UUIDs and subclasses into plain values, runs only where orjson refused, or may have hidden a NaN or
+written a float that is not the shortest.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from ..config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
 from ..errors import Damaged, InvalidArgument
-from ..fields import INT64_MAX, INT64_MIN, cell, plain_scalar, shown, timestamp_text, timestamp_us
+from ..fields import INT64_MAX, INT64_MIN, can_name_field, cell, plain_scalar, shown, timestamp_text, timestamp_us
 from ..values import FieldType, Payload
 
 __all__ = ["check", "decode", "encode", "encode_all", "infer", "timestamp_text", "timestamp_us"]
@@ -64,8 +66,7 @@ def encode(payload: Payload | None, where: str) -> bytes:
             data = orjson.dumps(payload, _datetime_text, _OPTIONS)
         except TypeError:
             return _encode_exactly(payload, where)
-        # orjson writes NaN and infinity as null: only without any is it plain that there was none.
-        if b"null" not in data and len(data) <= PAYLOAD_BYTES_MAX:
+        if _is_canonical(data):
             return data
     return _encode_exactly(payload, where)
 
@@ -83,13 +84,19 @@ def encode_all(payloads: Sequence[Payload] | None, count: int) -> list[bytes]:
         try:
             if type(payload) is dict:
                 data = dumps(payload, _datetime_text, _OPTIONS)
-                if b"null" not in data and len(data) <= PAYLOAD_BYTES_MAX:
+                # `_is_canonical`, without the call.
+                if b"null" not in data and b"e+" not in data and len(data) <= PAYLOAD_BYTES_MAX:
                     encoded.append(data)
                     continue
         except TypeError:
             pass
         encoded.append(encode(payload, f"payloads[{index}]"))
     return encoded
+
+
+def _is_canonical(data: bytes) -> bool:
+    # orjson writes NaN and infinity as null, and some versions of it write 1e16 as 1e+16: the exact walk tells.
+    return b"null" not in data and b"e+" not in data and len(data) <= PAYLOAD_BYTES_MAX
 
 
 def _datetime_text(value: object) -> str:
@@ -101,10 +108,7 @@ def _datetime_text(value: object) -> str:
 def _encode_exactly(payload: object, where: str) -> bytes:
     if not isinstance(payload, Mapping):
         raise InvalidArgument(f"{where}: {shown(payload)}; allowed is a mapping of JSON values by key")
-    try:
-        data = orjson.dumps(_plain(payload, where, 1), option=orjson.OPT_SORT_KEYS)
-    except TypeError as exc:
-        raise InvalidArgument(f"{where}: not JSON: {exc}") from exc
+    data = msgspec.json.encode(_plain(payload, where, 1), order="sorted")
     if len(data) > PAYLOAD_BYTES_MAX:
         raise InvalidArgument(
             f"{where}: {len(data):,} bytes as JSON; allowed are {PAYLOAD_BYTES_MAX:,}",
@@ -115,7 +119,8 @@ def _encode_exactly(payload: object, where: str) -> bytes:
 
 def _plain(value: object, where: str, depth: int) -> object:
     """Return the value made of dict, list, str, int, float, bool and None alone, or raise with its place."""
-    if depth > PAYLOAD_DEPTH_MAX:
+    is_container = isinstance(value, Mapping | list | tuple)
+    if is_container and depth > PAYLOAD_DEPTH_MAX:
         raise InvalidArgument(f"{where}: nested deeper than {PAYLOAD_DEPTH_MAX} levels")
     if isinstance(value, Mapping):
         return {_key(key, where): _plain(inner, f"{where}.{key}", depth + 1) for key, inner in value.items()}
@@ -251,7 +256,7 @@ def infer(fields: Mapping[str, FieldType], payloads: Sequence[Payload]) -> dict[
             if kind is None or kind == known:
                 continue
             if known is None:
-                if open_count <= 0 or not isinstance(name, str) or not name or name.startswith("$"):
+                if open_count <= 0 or not can_name_field(name):
                     continue
                 open_count -= 1
                 changed[name] = kind
