@@ -82,6 +82,7 @@ def run_console(block: Block) -> list[tuple[str, str, str]]:
             text=True,
             check=False,
         )
+        assert done.returncode == 0, f"line {block.line}: $ {command}\nexits with {done.returncode}\n{done.stdout}"
         found.append((command, wanted, done.stdout))
     return found
 
