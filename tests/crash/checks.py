@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import vecstore
-from vecstore import Database
+from vecstore.api import Database
 
 from ..support.oracle import OracleCollection, check_hits
 from ..support.writer import CONFIG

@@ -16,8 +16,10 @@ OPENING_S_MAX = 0.3
 
 
 def test_killed_writers_lose_nothing(killed_run: int, seed: int, tmp_path: Path) -> None:
-    """One directory, several writers killed one after another, each in the open, in a write, or in the background work:
-    after each kill all invariants hold, tokens of all earlier writers included."""
+    """Several writers of one directory are killed in turn, and after each kill all invariants hold.
+
+    Some die while they open it, some in a write or in background work; tokens of earlier writers stay good.
+    """
     rng = random.Random(f"{seed} {killed_run}")
     history = History(threads=2)
     for kill in range(KILLS_PER_RUN):
@@ -34,8 +36,7 @@ def test_killed_writers_lose_nothing(killed_run: int, seed: int, tmp_path: Path)
 
 
 def test_many_threads_in_one_group(seed: int, tmp_path: Path) -> None:
-    """Eight threads share groups of one sync: each one's acknowledged writes survive, and each one's open write is whole
-    or absent, whatever became of its neighbours in the group."""
+    """Each of eight threads that share groups keeps what was acknowledged; its open write is whole or absent."""
     history = History(threads=8)
     try:
         history.add(write_until_killed(tmp_path / "store", seed, 8, acks=150, delay_s=0.003))

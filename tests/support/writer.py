@@ -7,7 +7,8 @@ SIGKILL. What an intent means is a function of the intent alone (`apply`), so th
 
 Each thread has ids of its own in the shared collections (id modulo threads), and the first thread alone has the
 collections that come and go; so the order of effects on one point is the order of one thread's lines, and at a crash
-each thread has at most one intent whose fate is open, besides those it wrote with ``ack="memory"``.
+each thread has at most one intent whose fate is open, besides those it wrote with ``ack="memory"`` (which the first
+thread does not: that a collection is there already says nothing of what is durable).
 
 Only the public interface is used.
 """
@@ -28,7 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 import vecstore
-from vecstore import Database, Written
+from vecstore.api import Database
+from vecstore.values import Written
 
 __all__ = ["CONFIG", "SHARED", "Intent", "State", "apply", "carry_out", "intents", "owner", "run"]
 
@@ -171,7 +173,7 @@ def _next_intent(rng: random.Random, thread: int, threads: int, number: int) -> 
     if name in PRIVATE and rng.random() < 0.5:
         return Intent(thread, number, rng.choice(("create", "create", "rename", "drop")), name)
     do = rng.choices(("upsert", "update", "delete", "delete_filter", "optimize"), (60, 15, 12, 4, 1))[0]
-    ack: Literal["durable", "memory"] = "memory" if rng.random() < 0.1 else "durable"
+    ack: Literal["durable", "memory"] = "memory" if thread and rng.random() < 0.2 else "durable"
     if do == "optimize":
         return Intent(thread, number, "optimize", name)
     if do == "delete_filter":

@@ -1,0 +1,145 @@
+"""A writer whose disk fails: ``python -m tests.crash.failing SCENE DIR SEED`` under the shim, or on a small disk.
+
+It writes a history as `tests.support.writer` does, brings about the failure, asserts what callers see, and says its
+history on the standard output for the test to check after a reopen.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vecstore
+from vecstore.api import Database
+from vecstore.errors import VecstoreError
+
+from ..support import shim
+from ..support.writer import CONFIG, SHARED, Say, run, sayer
+from .checks import check_answers, read_contents
+
+__all__ = ["SCENES"]
+
+THREADS = 2
+WRITES = 15
+FILE_BYTES_MAX = 600_000
+
+
+def open_store(where: str, **options: Any) -> Database:
+    """Open the store with its shared collections."""
+    db = vecstore.open(where, config=CONFIG | options)
+    for name, arguments in SHARED.items():
+        db.create_collection(name, exist_ok=True, **arguments)
+    return db
+
+
+def write(db: Database, say: Say, seed: int, count: int | None, first: int = 0) -> None:
+    """Let all threads carry out so many intents each; None: until the store stops."""
+    threads = [
+        threading.Thread(target=run, args=(db, say, seed, thread, THREADS, count, first)) for thread in range(THREADS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def stopped(db: Database, seed: int) -> None:
+    """Assert that the store has stopped writing for good, and still reads right."""
+    before = read_contents(db)
+    for _ in range(3):
+        with pytest.raises(VecstoreError) as caught:
+            db.collection("ints").upsert(0, np.ones(64, np.float32), [{"owner": 0, "group": 0}])
+        assert caught.value.outcome == "refused", "a store that has stopped writes nothing"
+    with pytest.raises(VecstoreError):
+        db.create_collection("later", 4)
+    assert read_contents(db) == before
+    check_answers(db, seed)
+
+
+def failing_call(what: str, code: int, path: str) -> Callable[[Database, Say, int], None]:
+    """Return a scene in which one system call fails once, and the next ones would succeed."""
+
+    def scene(db: Database, say: Say, seed: int) -> None:
+        write(db, say, seed, WRITES)
+        shim.fail(what, code, after=3, times=1, path=path)
+        write(db, say, seed + 1, None, first=WRITES)
+        shim.lift()
+        stopped(db, seed)
+
+    return scene
+
+
+def failing_index(db: Database, say: Say, seed: int) -> None:
+    """Index files cannot be written: nothing of it may reach a caller as a lost write."""
+    write(db, say, seed, WRITES)
+    shim.fail("write", errno.ENOSPC, path="/index/")
+    write(db, say, seed + 1, 3 * WRITES, first=WRITES)
+    check_answers(db, seed)
+    shim.lift()
+
+
+def full_disk(db: Database, say: Say, seed: int) -> None:
+    """Something else takes the space; the store is told to use the last byte."""
+    write(db, say, seed, WRITES)
+    fill(leaving=2 << 20)
+    write(db, say, seed + 1, None, first=WRITES)
+    empty()
+    stopped(db, seed)
+
+
+def limited_files(db: Database, say: Say, seed: int) -> None:
+    """No file may grow beyond a limit, which the write-ahead log reaches first."""
+    write(db, say, seed, 3)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES_MAX, hard))
+    write(db, say, seed + 1, None, first=3)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    stopped(db, seed)
+
+
+def _filler() -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(sys.argv[2])), "filler")
+
+
+def fill(leaving: int) -> None:
+    """Take the free space of the disk but for so many bytes."""
+    free = os.statvfs(os.path.dirname(_filler()))
+    with open(_filler(), "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leaving)
+
+
+def empty() -> None:
+    """Give the space back."""
+    os.unlink(_filler())
+
+
+SCENES: dict[str, Callable[[Database, Say, int], None]] = {
+    "sync-eio": failing_call("sync", errno.EIO, ".log"),
+    "write-enospc": failing_call("write", errno.ENOSPC, ".log"),
+    "write-eio": failing_call("write", errno.EIO, ".log"),
+    "index": failing_index,
+    "full": full_disk,
+    "files": limited_files,
+}
+
+
+def main() -> None:
+    """Play one scene and close the store."""
+    scene, where, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    db = open_store(where)
+    SCENES[scene](db, sayer(1), seed)
+    db.close()
+
+
+if __name__ == "__main__":
+    main()

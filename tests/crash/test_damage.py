@@ -1,0 +1,275 @@
+"""Bytes that are not what was written: named, never served; index files are made anew."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import vecstore
+from vecstore.record import content, content_hash, id_key
+
+from ..support.oracle import canonical_json
+from ..support.writer import CONFIG, SHARED
+from .checks import check_answers, check_history, read_contents
+from .history import Contents, History
+from .process import add_seed, run_writer
+
+INTENTS = 60
+INTENTS_LATER = 8
+FLIPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A store whose writer left without closing it, and what it holds.
+
+    Attributes
+    ----------
+    where
+        Copied for each damage, never opened.
+    lsn
+        The last.
+    """
+
+    where: Path
+    contents: Contents
+    lsn: int
+
+    def copy(self, to: Path) -> Path:
+        """Return a copy that may be damaged."""
+        shutil.copytree(self.where, to / "store")
+        return to / "store"
+
+    def points(self, name: str) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """Yield id key, payload and vector of the points of a collection."""
+        for id, (vector, payload) in self.contents[name].items():
+            yield id_key(id), canonical_json(payload), vector
+
+
+@pytest.fixture(scope="module")
+def sample(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """A store with files of all kinds: flushed and not, sealed and growing, with checkpoints."""
+    place = tmp_path_factory.mktemp("sample")
+    where, journal = place / "store", place / "journal"
+    run_writer(where, seed, "--count", INTENTS, "--journal", journal, "--close")
+    run_writer(where, seed + 1, "--count", INTENTS_LATER, "--first", INTENTS, "--journal", journal)
+    history = History(threads=2)
+    history.add(journal.read_bytes().splitlines())
+    shutil.copytree(where, place / "opened")
+    with vecstore.open(str(place / "opened"), config=CONFIG) as db:
+        check_history(db, history, seed)
+        lsn = db.status()["lsn"]
+    return Sample(where, history.contents(), lsn)
+
+
+def find(where: Path, pattern: str, needle: bytes) -> list[tuple[Path, int]]:
+    """Return every place of a byte string in the files of a pattern."""
+    places = []
+    for path in sorted(where.glob(pattern)):
+        data = path.read_bytes()
+        at = data.find(needle)
+        while at >= 0:
+            places.append((path, at))
+            at = data.find(needle, at + 1)
+    return places
+
+
+def flip(path: Path, offset: int, rng: random.Random) -> None:
+    """Flip one bit."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def report(where: Path, contents: Contents, seed: int) -> str:
+    """Open a damaged store, read all of it and verify it; return what it says of the damage, "" for nothing.
+
+    Whatever it says, what it serves must be right: a wrong answer fails here.
+    """
+    try:
+        db = vecstore.open(str(where), config=CONFIG)
+    except vecstore.Damaged as error:
+        return f"{error} {error.details}"
+    with db:
+        try:
+            assert read_contents(db) == contents, "damage was served in silence"
+            check_answers(db, seed)
+        except vecstore.Damaged as error:
+            return f"{error} {error.details}"
+        verified = db.verify()
+        return "" if verified["ok"] else str(verified["damaged"])
+
+
+# -- RocksDB's files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "pattern"), [("ints", "rocks/*.blob"), ("strs", "rocks/*.sst")])
+def test_a_flipped_bit_of_a_point_is_named(name: str, pattern: str, sample: Sample, seed: int, tmp_path: Path) -> None:
+    """A bit of a stored point, in a blob file or a table: the collection and the range or point are named."""
+    rng = random.Random(seed)
+    points = list(sample.points(name))
+    rng.shuffle(points)
+    places = [(p, c) for p in points for c in find(sample.where, pattern, content(*p))[:1]][:FLIPS]
+    assert places, f"no point of {name} lies in {pattern}"
+    for number, ((key, payload, vector), (path, at)) in enumerate(places):
+        where = sample.copy(tmp_path / str(number))
+        damaged = where / path.relative_to(sample.where)
+        flip(damaged, at + rng.randrange(len(content(key, payload, vector))), rng)
+        try:
+            said = report(where, sample.contents, seed)
+            assert name in said, f"{said!r} does not name {name}"
+        except BaseException as error:
+            add_seed(error, seed=seed, number=number, path=path, at=at, key=key)
+            raise
+
+
+def test_a_flipped_bit_of_a_head_is_named(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """A bit of a content hash in the family of heads."""
+    rng = random.Random(seed)
+    hashes = [content_hash(*point).to_bytes(16, "big") for name in SHARED for point in sample.points(name)]
+    rng.shuffle(hashes)
+    places = [place for needle in hashes for place in find(sample.where, "rocks/*.sst", needle)[:1]][:FLIPS]
+    assert places, "no head lies in a table"
+    for number, (path, at) in enumerate(places):
+        where = sample.copy(tmp_path / str(number))
+        flip(where / path.relative_to(sample.where), at + rng.randrange(16), rng)
+        assert report(where, sample.contents, seed) != "", f"seed={seed} path={path} at={at}"
+
+
+def test_a_flipped_bit_of_the_log_is_named(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """A bit of a record that the log still holds, in a blob file or a table: its LSN, or the break of the chain."""
+    rng = random.Random(seed)
+    places = log_places(sample)
+    assert places, "no record lies in a file"
+    rng.shuffle(places)
+    for number, (path, at) in enumerate(places[:FLIPS]):
+        where = sample.copy(tmp_path / str(number))
+        flip(where / path.relative_to(sample.where), at, rng)
+        assert report(where, sample.contents, seed) != "", f"seed={seed} path={path} at={at}"
+
+
+def log_places(sample: Sample) -> list[tuple[Path, int]]:
+    """Return where vectors of the newest records stand next to each other, as only the log holds them."""
+    places = []
+    for pattern in ("rocks/*.blob", "rocks/*.sst", "rocks/*.log"):
+        for name in SHARED:
+            for _, _, vector in list(sample.points(name))[:200]:
+                for path, at in find(sample.where, pattern, vector[-16:]):
+                    alone = path.read_bytes()[at - len(vector) + 12 : at - len(vector) + 16]
+                    if alone != len(vector).to_bytes(4, "little"):
+                        places.append((path, at))
+    return places
+
+
+@pytest.mark.parametrize("name", list(SHARED))
+def test_a_flipped_bit_of_the_write_ahead_log_is_named(name: str, sample: Sample, seed: int, tmp_path: Path) -> None:
+    """RocksDB would drop what follows in silence: the witness knows better, and lost LSNs are named."""
+    rng = random.Random(seed)
+    vectors = [vector for _, _, vector in sample.points(name)]
+    rng.shuffle(vectors)
+    places = [place for vector in vectors for place in find(sample.where, "rocks/*.log", vector)][:FLIPS]
+    assert places, "no point lies in the write-ahead log"
+    for number, (path, at) in enumerate(places):
+        where = sample.copy(tmp_path / str(number))
+        flip(where / path.relative_to(sample.where), at + rng.randrange(16), rng)
+        said = report(where, sample.contents, seed)
+        assert "lsn" in said.lower(), f"{said!r} names no LSN; seed={seed} path={path} at={at}"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_shortened_write_ahead_log_is_named(share: float, sample: Sample, tmp_path: Path, seed: int) -> None:
+    """What a deleted or shortened write-ahead log held is missed by the witness, and named by LSN."""
+    where = sample.copy(tmp_path)
+    logs = [path for path in sorted(where.glob("rocks/*.log")) if path.stat().st_size]
+    assert logs, "the writer left no write-ahead log"
+    for path in logs:
+        if share:
+            with path.open("rb+") as file:
+                file.truncate(int(path.stat().st_size * share))
+        else:
+            path.unlink()
+    said = report(where, sample.contents, seed)
+    assert "lsn" in said.lower()
+    assert str(sample.lsn) in said
+
+
+# -- index files, checkpoints, witness ---------------------------------------------------------------------------------
+
+
+def index_files(where: Path) -> list[Path]:
+    """Return the index files of a store."""
+    return sorted(path for path in (where / "index").rglob("*") if path.is_file())
+
+
+def test_without_index_files_all_is_the_same(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """Every index file deleted: the store opens and answers the same (I12)."""
+    where = sample.copy(tmp_path)
+    assert index_files(where)
+    for path in index_files(where):
+        path.unlink()
+    assert report(where, sample.contents, seed) == ""
+    assert report(where, sample.contents, seed) == "", "the second open finds what the first one made"
+
+
+def test_without_one_index_file_all_is_the_same(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """Any one index file deleted."""
+    rng = random.Random(seed)
+    for path in rng.sample(index_files(sample.where), min(FLIPS, len(index_files(sample.where)))):
+        where = sample.copy(tmp_path / path.name)
+        (where / path.relative_to(sample.where)).unlink()
+        assert report(where, sample.contents, seed) == "", f"seed={seed} path={path}"
+
+
+def test_a_flipped_bit_of_an_index_file_changes_no_answer(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """A bit of any index file, header or data: found by its checksum, reported, and made anew from the points."""
+    rng = random.Random(seed)
+    for number in range(2 * FLIPS):
+        path = rng.choice(index_files(sample.where))
+        where = sample.copy(tmp_path / str(number))
+        flip(where / path.relative_to(sample.where), rng.randrange(path.stat().st_size), rng)
+        said = report(where, sample.contents, seed)
+        assert said == "", f"{said}; seed={seed} number={number} path={path}"
+
+
+def test_a_flipped_bit_of_a_checkpoint_changes_no_answer(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """A bit of a checkpoint's entry: an older one, a rebuild, or an error that says so; never another answer."""
+    rng = random.Random(seed)
+    places = [p for pattern in ("rocks/*.sst", "rocks/*.log") for p in find(sample.where, pattern, b"checkpoint/")]
+    assert places, "there is no checkpoint"
+    for number, (path, at) in enumerate(rng.sample(places, min(FLIPS, len(places)))):
+        where = sample.copy(tmp_path / str(number))
+        flip(where / path.relative_to(sample.where), at + len(b"checkpoint/") + 8 + rng.randrange(24), rng)
+        report(where, sample.contents, seed)
+
+
+def test_a_damaged_witness_is_named(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """The witness has two slots: one may be damaged, both not."""
+    rng = random.Random(seed)
+    one = sample.copy(tmp_path / "one")
+    flip(one / "witness", 9, rng)
+    assert report(one, sample.contents, seed) == ""
+    both = sample.copy(tmp_path / "both")
+    flip(both / "witness", 9, rng)
+    flip(both / "witness", 4096 + 9, rng)
+    assert "witness" in report(both, sample.contents, seed)
+
+
+@pytest.mark.parametrize("name", ["vecstore.json", "identity.json"])
+def test_a_damaged_small_file_is_named(name: str, sample: Sample, tmp_path: Path) -> None:
+    """A format or identity file that cannot be read stops the open, and nothing is written."""
+    where = sample.copy(tmp_path)
+    (where / name).write_bytes(b"\0" * 40)
+    with pytest.raises(vecstore.Damaged, match=name):
+        vecstore.open(str(where), config=CONFIG)
+    assert (where / name).read_bytes() == b"\0" * 40
+
+
+def test_the_undamaged_sample_is_sound(sample: Sample, seed: int, tmp_path: Path) -> None:
+    """What the other tests damage says nothing of damage before."""
+    where = sample.copy(tmp_path)
+    assert report(where, sample.contents, seed) == ""
