@@ -1,0 +1,100 @@
+"""The commands of whoever runs a store: `status`, `verify`, `doctor`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from .output import Output, duration, reporting
+from .where import missing, open_for_reading, open_for_writing, store_directory
+
+__all__ = ["doctor_command", "status_command", "verify_command"]
+
+
+@click.command("status")
+@click.argument("where")
+@reporting
+def status_command(out: Output, *, where: str) -> None:
+    """Say what there is to know of the store WHERE."""
+    with open_for_reading(where, out.say) as db:
+        status = db.status()
+    out.result(status, lambda: _print_status(out, where, status))
+
+
+def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
+    print(f"store    {where}, {status['role']}, epoch {status['epoch']}")
+    print(f"log      LSN {status['lsn']:,}, durable to {status['durable_lsn']:,}, chain {status['chain']}")
+    print(f"lineage  {status['lineage']}, store {status['store_id']}")
+    collections = status["collections"]
+    if not collections:
+        print("no collections")
+        return
+    rows = [
+        [name, one["count"], one["dim"], one["metric"], one["index"], one["digest"]]
+        for name, one in sorted(collections.items())
+    ]
+    out.table(["collection", "points", "dim", "metric", "index", "digest"], rows)
+
+
+@click.command("verify")
+@click.argument("where")
+@reporting
+def verify_command(out: Output, *, where: str) -> None:
+    """Recompute chain and digests of the store WHERE from the bytes; exit code 1 where something is damaged."""
+    start_s = time.monotonic()
+    # Verification is about what is on disk: no other process may be writing it.
+    with open_for_writing(where) as db, out.meter("verify", "points") as meter:
+        report = db.verify(progress=meter)
+    report = {**report, "seconds": round(time.monotonic() - start_s, 3)}
+    out.result(report, lambda: _print_verified(out, report))
+    if not report["ok"]:
+        out.say(f"error: {where}: {len(report['damaged'])} damaged places (vecstore doctor {where})")
+        raise SystemExit(1)
+
+
+def _print_verified(out: Output, report: dict[str, Any]) -> None:
+    rows = [[name, one["count"], one["digest"]] for name, one in sorted(report["collections"].items())]
+    if rows:
+        out.table(["collection", "points", "digest, recomputed"], rows)
+    for place in report["damaged"]:
+        print(f"damaged: {place}")
+    verdict = "all as it was written" if report["ok"] else "DAMAGED"
+    print(f"{verdict}: LSN {report['lsn']:,}, chain {report['chain']}, in {duration(report['seconds'])}")
+
+
+@click.command("doctor")
+@click.argument("where")
+@click.option(
+    "--accept-loss", is_flag=True, help="Cut the log where it ends and begin a new epoch; lost LSNs stay lost."
+)
+@reporting
+def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
+    """Say what is wrong with the store WHERE, which may not open, and what to do. Changes nothing by itself."""
+    path = store_directory(where)
+    try:
+        from ..engine import recovery
+    except ImportError as exc:
+        raise missing(exc.name or str(exc), "cpu") from exc
+    with_loss: dict[str, Any] | None = recovery.accept_loss(path) if accept_loss else None
+    found: dict[str, Any] = recovery.diagnose(path)
+    report = {**found, **({"accepted": with_loss} if with_loss is not None else {})}
+    out.result(report, lambda: _print_tree(report))
+    if not found.get("ok", True):
+        raise SystemExit(1)
+
+
+def _print_tree(tree: dict[str, Any], indent: str = "") -> None:
+    """Print nested values, a line each."""
+    for key, value in tree.items():
+        name = f"{indent}{key.replace('_', ' ')}"
+        if isinstance(value, dict) and value:
+            print(f"{name}:")
+            _print_tree(value, indent + "  ")
+        elif isinstance(value, list) and value:
+            print(f"{name}:")
+            for each in value:
+                print(f"{indent}  - {each}")
+        else:
+            print(f"{name}: {'none' if value in (None, [], {}) else value}")
