@@ -1,5 +1,7 @@
 """Filters: both forms, their normal form and key, and what is refused. What they match: `test_columns.py`."""
 
+# ruff: noqa: PLW0177, SIM201, SIM300  (fields are compared here to make conditions)
+
 from __future__ import annotations
 
 import json
@@ -232,7 +234,8 @@ def test_bounds_beyond_int64_are_exact() -> None:
 
 def test_depth_is_bounded() -> None:
     """A filter nests 64 levels and not one more, in either form."""
-    condition, written = WORD == "a", {"word": "a"}
+    condition: Condition = WORD == "a"
+    written: dict[str, Any] = {"word": "a"}
     for _ in range(FILTER_DEPTH_MAX - 1):
         condition, written = All((condition,)), {"$and": [written]}
     assert key(condition) == key(written) == key(WORD == "a")
@@ -261,9 +264,12 @@ def test_size_is_bounded() -> None:
 
 def test_conditions_combine_only_with_conditions() -> None:
     """A plain value is no condition."""
-    for combine in (lambda: (WORD == "a") & True, lambda: (WORD == "a") | "b"):
+    other: Any
+    for other in (True, "b", WORD):
         with pytest.raises(TypeError):
-            combine()
+            (WORD == "a") & other
+        with pytest.raises(TypeError):
+            (WORD == "a") | other
 
 
 @given(st.integers(-(2**63), 2**63 - 1))

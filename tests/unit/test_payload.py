@@ -36,8 +36,8 @@ from vecstore.values import FieldType
 FIELDS: dict[str, FieldType] = NAMES  # type: ignore[assignment]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 MOMENTS = st.datetimes(
-    datetime(1000, 1, 1),
-    datetime(9998, 1, 1),
+    datetime(1000, 1, 1),  # noqa: DTZ001
+    datetime(9998, 1, 1),  # noqa: DTZ001
     timezones=st.sampled_from([UTC, timezone(timedelta(hours=-5, minutes=-30))]),
 )
 LEAVES = st.one_of(
@@ -101,7 +101,7 @@ def test_canonical_json_by_example() -> None:
     ],
 )
 def test_what_stands_for_a_plain_value_is_taken_as_it(given: Any, plain: Any) -> None:
-    """numpy scalars, enum members, UUIDs, tuples and mappings become JSON values; beside a null too."""
+    """Scalars of numpy, enum members, UUIDs, tuples and mappings become JSON values; beside a null too."""
     assert encode({"x": given}, "p") == encode({"x": plain}, "p")
     assert encode({"x": given, "n": None}, "p") == encode({"x": plain, "n": None}, "p")
 
@@ -244,7 +244,7 @@ def test_check_agrees_with_the_oracle(type: FieldType, values: list[Any]) -> Non
 @pytest.mark.parametrize(
     ("type", "value", "message"),
     [
-        ("int64", 2**63, r"payloads\[1\].f: 9223372036854775808 \(int\) does not fit the field's type int64: an integer"),
+        ("int64", 2**63, r"payloads\[1\].f: 9223372036854775808 \(int\) does not fit the field's type int64"),
         ("int64", True, r"True \(bool\)"),
         ("int64", 1.0, r"1.0 \(float\)"),
         ("float64", "1", r"'1' \(str\)"),
@@ -274,7 +274,7 @@ def test_numpy_scalars_fit_as_their_values() -> None:
 def test_the_first_scalar_declares_a_field() -> None:
     """Each scalar type its own; lists, nested values and null declare nothing."""
     moment = datetime(2024, 1, 1, tzinfo=UTC)
-    payloads = [
+    payloads: list[dict[str, Any]] = [
         {"s": None, "l": [1], "n": {"a": 1}, "$x": 1, "": 1},
         {"s": "2024-01-01T00:00:00Z", "i": 1, "f": 1.0, "b": True, "t": moment, "w": 1, "u": 2**63, "p": np.int8(1)},
         {"w": 2.5, "f": 1, "s": 3, "b": 4},

@@ -26,7 +26,7 @@ from ..values import FieldType, Payload
 
 __all__ = ["check", "decode", "encode", "encode_all", "infer", "timestamp_text", "timestamp_us"]
 
-PAYLOAD_DEPTH_MAX = 253
+PAYLOAD_DEPTH_MAX = 254
 """Levels of nesting, the payload's own included: what orjson writes."""
 _UINT64_MAX = 2**64 - 1
 _OPTIONS = (
