@@ -1,0 +1,1 @@
+"""The tests of vecstore: contract, property, crash, compatibility, unit and device suites, and what supports them."""
