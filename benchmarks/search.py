@@ -100,9 +100,7 @@ def _raw_search(database: vecstore.Database, data: Dataset) -> tuple[dict[str, o
         exact = store.exact_index(data.unit_rows)
         return shown, lambda queries: exact.search(queries, K)
     effort = store.effort_at(database, RECALL, K)
-    index = store.trained_index(built, data)
-    index.add(data.unit_rows)
-    refined = store.refined(index, data)
+    refined = store.refined(store.trained_index(built, data), data)
     parameters = store.refine_parameters(effort, K, built.lists)
     shown |= {"candidates": effort.candidates, "probes": effort.probes or built.lists}
     return shown, lambda queries: refined.search(queries, K, params=parameters)

@@ -108,14 +108,13 @@ def trained_index(built: Served, data: Dataset, rows_per_list: int | None = None
     return index
 
 
-def refined(index: Any, data: Dataset) -> Any:
-    """Return a FAISS index over the same rows that re-ranks by their exact vectors."""
-    vectors = faiss.IndexFlat(data.dim, faiss.METRIC_L2)
-    vectors.add(data.unit_rows)
-    both = faiss.IndexRefineFlat(index, vectors)
-    both.own_fields = both.own_refine_index = False
-    both.parts = (index, vectors)
-    return both
+def refined(trained: Any, data: Dataset) -> Any:
+    """Return a FAISS index of all rows that re-ranks by their exact vectors; it takes over the empty one."""
+    index = faiss.IndexRefineFlat(trained)
+    trained.this.disown()
+    index.own_fields = True
+    index.add(data.unit_rows)
+    return index
 
 
 def refine_parameters(effort: Effort, k: int, lists: int) -> Any:
