@@ -93,14 +93,20 @@ CASES = [
     Case("ids-mixed", upsert([8, "a"], [ROW] * 2), ("id", ("'a'", "str"), "int")),
     Case("id-other-kind", upsert(["a"], [ROW]), ("id", ("'a'", "str"), "int")),
     Case("id-negative-delete", lambda docs: docs.delete(ids=[0, -1]), ("id", "-1")),
-    Case("payload-too-long", upsert(9, ROW, [{"text": "x" * 2**20}]), ("payload", ("1,048,57", "104857"), ("1 MiB", "1,048,576"))),
+    Case(
+        "payload-too-long",
+        upsert(9, ROW, [{"text": "x" * 2**20}]),
+        ("payload", ("1,048,57", "104857"), ("1 MiB", "1,048,576")),
+    ),
     Case("payload-object", upsert(9, ROW, [{"a": {"b": [1, object()]}}]), ("payload", "object", ("json", "allowed"))),
     Case("payload-set", upsert(9, ROW, [{"a": {1}}]), ("payload", "{1}", ("json", "allowed"))),
     Case("payload-bytes", upsert(9, ROW, [{"a": b"x"}]), ("payload", "b'x'", ("json", "allowed"))),
     Case("payload-key", upsert(9, ROW, [{5: 1}]), ("payload", "5", ("text", "str"))),
     Case("payload-nan", upsert(9, ROW, [{"a": NAN}]), ("payload", "nan", "finite")),
     Case("payload-nan-deep", upsert(9, ROW, [{"a": [None, {"b": -INFINITY}]}]), ("payload", "inf", "finite")),
-    Case("payload-big-int", upsert(9, ROW, [{"a": 2**64}]), ("payload", str(2**64), ("2**64-1", "18446744073709551615"))),
+    Case(
+        "payload-big-int", upsert(9, ROW, [{"a": 2**64}]), ("payload", str(2**64), ("2**64-1", "18446744073709551615"))
+    ),
     Case("payload-small-int", upsert(9, ROW, [{"a": -(2**63) - 1}]), ("payload", "2**63")),
     Case("payload-surrogate", upsert(9, ROW, [{"a": "\ud800"}]), ("payload", "unicode")),
     Case("payload-naive", upsert(9, ROW, [{"a": datetime(2024, 1, 1)}]), ("payload", "2024", ("aware", "offset"))),  # noqa: DTZ001
@@ -129,11 +135,27 @@ CASES = [
     Case("ack", upsert(9, ROW, ack="fast"), ("ack", "fast", "durable", "memory")),
     Case("timeout-negative", upsert(9, ROW, timeout=-1), ("timeout", "-1")),
     Case("timeout-search", search(timeout=NAN), ("timeout", "nan")),
-    Case("record-points", upsert(range(10_001), np.ones((10_001, 4))), ("ids", ("10,001", "10001"), ("10,000", "10000"), ("split", "upsert_table"))),
-    Case("record-bytes", upsert(range(40), np.ones((40, 4)), [{"t": "x" * 2**20 * 9 // 10} for _ in range(40)]), (("bytes", "mib"), ("33,554,432", "33554432", "32 mib"), ("split", "upsert_table"))),
-    Case("record-delete", lambda docs: docs.delete(ids=range(10_001)), (("10,001", "10001"), ("10,000", "10000"), ("split", "filter"))),
-    Case("record-update", lambda docs: docs.update(range(10_001), payloads=[{}] * 10_001), (("10,001", "10001"), ("10,000", "10000"), "split")),
-]  # fmt: skip
+    Case(
+        "record-points",
+        upsert(range(10_001), np.ones((10_001, 4))),
+        ("ids", ("10,001", "10001"), ("10,000", "10000"), ("split", "upsert_table")),
+    ),
+    Case(
+        "record-bytes",
+        upsert(range(40), np.ones((40, 4)), [{"t": "x" * 2**20 * 9 // 10} for _ in range(40)]),
+        (("bytes", "mib"), ("33,554,432", "33554432", "32 mib"), ("split", "upsert_table")),
+    ),
+    Case(
+        "record-delete",
+        lambda docs: docs.delete(ids=range(10_001)),
+        (("10,001", "10001"), ("10,000", "10000"), ("split", "filter")),
+    ),
+    Case(
+        "record-update",
+        lambda docs: docs.update(range(10_001), payloads=[{}] * 10_001),
+        (("10,001", "10001"), ("10,000", "10000"), "split"),
+    ),
+]
 
 CREATE_CASES: list[tuple[dict[str, Any], tuple[str | tuple[str, ...], ...]]] = [
     ({"dim": 0}, ("dim", "0", ("16,384", "16384"))),
@@ -164,10 +186,11 @@ class BadInputContract(DatabaseContract):
             case.call(docs)
         assert docs.upsert(9, ROW, [{"size": 1}]).count == 1
 
-    @pytest.mark.parametrize("call", [upsert(9, [0, 0, 0, 0]), upsert(9, [0, -0.0, 1e-60, 0]), search([0, 0, 0, 0]), batch([ROW, [0, 0, 0, 0]])])
-    def test_a_zero_vector_has_no_direction(
-        self, database: Database, call: Callable[[Collection], object]
-    ) -> None:
+    @pytest.mark.parametrize(
+        "call",
+        [upsert(9, [0, 0, 0, 0]), upsert(9, [0, -0.0, 1e-60, 0]), search([0, 0, 0, 0]), batch([ROW, [0, 0, 0, 0]])],
+    )
+    def test_a_zero_vector_has_no_direction(self, database: Database, call: Callable[[Collection], object]) -> None:
         """Under cosine a vector that is zero, or rounds to it, is refused; under ip and l2 it is a vector."""
         docs = database.create_collection("angles", 4)
         docs.upsert(1, ROW)
@@ -176,7 +199,9 @@ class BadInputContract(DatabaseContract):
         call(database.create_collection("distances", 4, metric="l2"))
         call(database.create_collection("products", 4, metric="ip"))
 
-    @pytest.mark.parametrize("id", ["", "x" * 513, "\U0001f600" * 129, "\ud800"], ids=["empty", "long", "bytes", "surrogate"])
+    @pytest.mark.parametrize(
+        "id", ["", "x" * 513, "\U0001f600" * 129, "\ud800"], ids=["empty", "long", "bytes", "surrogate"]
+    )
     def test_bad_text_ids(self, database: Database, id: str) -> None:
         """An id is 1 to 512 bytes of UTF-8, whatever its number of characters."""
         docs = database.create_collection("named", 2)

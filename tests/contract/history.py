@@ -104,8 +104,7 @@ class HistoryContract(DatabaseContract):
         lsn, written = database.status()["lsn"], []
 
         def write(worker: int) -> None:
-            for i in range(25):
-                written.append(docs.upsert(1_000 + worker * 25 + i, [worker, i, 0, 1]))
+            written.extend(docs.upsert(1_000 + worker * 25 + i, [worker, i, 0, 1]) for i in range(25))
 
         threads = [threading.Thread(target=write, args=(worker,)) for worker in range(8)]
         for thread in threads:
@@ -120,7 +119,9 @@ class HistoryContract(DatabaseContract):
         """Status has what the interface names, of JSON values alone."""
         status = database.status()
         assert json.loads(json.dumps(status)) == status
-        assert {"lineage", "store_id", "region", "role", "epoch", "lsn", "durable_lsn", "chain", "collections"} <= set(status)
+        assert {"lineage", "store_id", "region", "role", "epoch", "lsn", "durable_lsn", "chain", "collections"} <= set(
+            status
+        )
         assert (status["role"], status["lsn"]) == ("primary", status["durable_lsn"])
         bytes.fromhex(status["chain"])
         entry = status["collections"]["docs"]

@@ -1,4 +1,4 @@
-"""Every index kind on a few thousand rows: recall as asked, filters and deletes respected, before and after building."""
+"""Every index kind on a few thousand rows: recall as asked, filters and deletes respected, built and rebuilt."""
 
 from __future__ import annotations
 

@@ -48,9 +48,17 @@ class SchemaContract(DatabaseContract):
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [("size", -(2**63)), ("size", 2**63 - 1), ("ratio", 1), ("ratio", 1e300), ("tags", []), ("made", "2024-01-01T00:00:00.123456789Z"),
-         ("made", datetime(1, 1, 1, tzinfo=UTC)), ("section", "")],
-    )  # fmt: skip
+        [
+            ("size", -(2**63)),
+            ("size", 2**63 - 1),
+            ("ratio", 1),
+            ("ratio", 1e300),
+            ("tags", []),
+            ("made", "2024-01-01T00:00:00.123456789Z"),
+            ("made", datetime(1, 1, 1, tzinfo=UTC)),
+            ("section", ""),
+        ],
+    )
     def test_values_at_the_edge_fit(self, docs: Collection, field: str, value: Any) -> None:
         """The least and greatest of each type are stored, and are not null."""
         docs.upsert(10, [1, 2, 3, 4], [{field: value}])
@@ -158,7 +166,9 @@ class SchemaContract(DatabaseContract):
         with refused(database, AlreadyExists, "size", "int64"):
             docs.add_field("size", "string")
 
-    @pytest.mark.parametrize(("name", "type"), [("", "int64"), ("x", "int32"), ("x", "list<list<int64>>"), ("$x", "bool")])
+    @pytest.mark.parametrize(
+        ("name", "type"), [("", "int64"), ("x", "int32"), ("x", "list<list<int64>>"), ("$x", "bool")]
+    )
     def test_add_field_refuses_bad_names_and_types(
         self, database: Database, docs: Collection, name: str, type: Any
     ) -> None:

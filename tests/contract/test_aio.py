@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vecstore.aio
 
 import vecstore
-import vecstore.aio
 from vecstore import Closed, InvalidArgument
 
 

@@ -65,8 +65,13 @@ class WritingContract(DatabaseContract):
 
     @pytest.mark.parametrize(
         "ids",
-        [["é", "b"], np.array(["é", "b"]), np.array(["é", "b"], object), pa.array(["é", "b"]),
-         pa.array(["é", "b"], pa.large_string())],
+        [
+            ["é", "b"],
+            np.array(["é", "b"]),
+            np.array(["é", "b"], object),
+            pa.array(["é", "b"]),
+            pa.array(["é", "b"], pa.large_string()),
+        ],
         ids=["list", "numpy-str", "numpy-object", "arrow", "arrow-large"],
     )
     def test_every_form_of_str_ids(self, database: Database, ids: Any) -> None:
@@ -131,7 +136,9 @@ class WritingContract(DatabaseContract):
         rows = np.random.default_rng(5).standard_normal((200, 3)).astype(np.float32)
         rows[0], rows[1], rows[2] = [1e-42, 0, 1], [-0.0, 3, -0.0], [3e30, -3e8, 1e-30]
         docs.upsert(np.arange(200), rows)
-        by_get = np.stack([point.vector for point in docs.get(range(200), with_vector=True) if point.vector is not None])
+        by_get = np.stack(
+            [point.vector for point in docs.get(range(200), with_vector=True) if point.vector is not None]
+        )
         by_scan = np.stack([point.vector for point in docs.scan(with_vector=True) if point.vector is not None])
         assert by_get.tobytes() == by_scan.tobytes() == rows.tobytes()
         hit = docs.search(rows[77], 1, exact=True, with_vector=True)[0]
@@ -139,7 +146,7 @@ class WritingContract(DatabaseContract):
         assert hit.vector.tobytes() == rows[hit.id].tobytes()  # type: ignore[index]
 
     def test_the_store_keeps_a_copy(self, docs: Collection) -> None:
-        """Changing the arrays and payloads after the call changes nothing in the store, nor does changing what it gave."""
+        """Changing what was given, or what a read returned, changes nothing in the store."""
         vectors, payload = np.ones((1, 4), np.float32), {"list": [1]}
         docs.upsert(60, vectors, [payload])
         vectors[:] = 9

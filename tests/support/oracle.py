@@ -235,11 +235,13 @@ class OracleCollection:
         """Return the score of each row, computed in float64."""
         wide, point = rows.astype(np.float64), np.asarray(query, np.float32).astype(np.float64)
         if self.metric == "l2":
-            return np.square(wide - point).sum(axis=1)
-        products = (wide * point).sum(axis=1)
+            distances: npt.NDArray[np.float64] = np.square(wide - point).sum(axis=1)
+            return distances
+        products: npt.NDArray[np.float64] = (wide * point).sum(axis=1)
         if self.metric == "ip":
             return products
-        return products / np.sqrt(np.square(wide).sum(axis=1)) / math.sqrt(np.square(point).sum())
+        cosines: npt.NDArray[np.float64] = products / np.sqrt(np.square(wide).sum(axis=1) * np.square(point).sum())
+        return cosines
 
     def digest(self) -> int:
         """Recompute the digest from all points: the sum of their content hashes modulo 2**128."""

@@ -100,5 +100,3 @@ def conditions(names: tuple[str, ...] = tuple(FIELDS)) -> st.SearchStrategy[dict
         ),
         max_leaves=4,
     )
-
-
