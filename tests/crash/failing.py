@@ -7,6 +7,7 @@ history on the standard output for the test to check after a reopen.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -24,13 +25,16 @@ from vecstore.errors import VecstoreError
 
 from ..support import shim
 from ..support.writer import CONFIG, SHARED, Say, run, sayer
-from .checks import check_answers, read_contents
+from .checks import check_answers, check_counted, read_contents
+from .history import History
 
 __all__ = ["SCENES"]
 
 THREADS = 2
 WRITES = 15
 FILE_BYTES_MAX = 600_000
+SAID: list[bytes] = []
+"""The lines of this process, for its own judgement."""
 
 
 def open_store(where: str, **options: Any) -> Database:
@@ -39,6 +43,16 @@ def open_store(where: str, **options: Any) -> Database:
     for name, arguments in SHARED.items():
         db.create_collection(name, exist_ok=True, **arguments)
     return db
+
+
+def remembering(say: Say) -> Say:
+    """Return a function that keeps each line, and says it."""
+
+    def both(line: dict[str, Any]) -> None:
+        SAID.append(json.dumps(line).encode())
+        say(line)
+
+    return both
 
 
 def write(db: Database, say: Say, seed: int, count: int | None, first: int = 0) -> None:
@@ -53,8 +67,12 @@ def write(db: Database, say: Say, seed: int, count: int | None, first: int = 0) 
 
 
 def stopped(db: Database, seed: int) -> None:
-    """Assert that the store has stopped writing for good, and still reads right."""
+    """Assert that the store has stopped writing for good, and still reads right: the last view, and no open call."""
+    history = History(threads=THREADS)
+    history.add(SAID)
     before = read_contents(db)
+    wanted = history.acknowledged_contents()
+    assert {name: before[name] for name in before if before[name]} == {n: wanted[n] for n in wanted if wanted[n]}
     for _ in range(3):
         with pytest.raises(VecstoreError) as caught:
             db.collection("ints").upsert(0, np.ones(64, np.float32), [{"owner": 0, "group": 0}])
@@ -62,6 +80,7 @@ def stopped(db: Database, seed: int) -> None:
     with pytest.raises(VecstoreError):
         db.create_collection("later", 4)
     assert read_contents(db) == before
+    check_counted(db)
     check_answers(db, seed)
 
 
@@ -137,7 +156,7 @@ def main() -> None:
     """Play one scene and close the store."""
     scene, where, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
     db = open_store(where)
-    SCENES[scene](db, sayer(1), seed)
+    SCENES[scene](db, remembering(sayer(1)), seed)
     db.close()
 
 

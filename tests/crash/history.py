@@ -111,6 +111,14 @@ class History:
             f"thread {thread}: the store holds none of the allowed states; open: {fates}; differences: {differences}"
         )
 
+    def acknowledged_contents(self) -> Contents:
+        """Return what readers of the living store must see: what was acknowledged, and no open call."""
+        seen = self.copy()
+        for thread in range(seen.threads):
+            seen.open[thread] = [(intent, lsn) for intent, lsn in seen.open[thread] if lsn is not None]
+            seen._settle_open(thread, len(seen.open[thread]))
+        return seen.contents()
+
     def contents(self) -> Contents:
         """Return all that must be in the store; only where nothing is open."""
         assert not any(self.open), "calls whose fate is open"

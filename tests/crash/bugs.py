@@ -1,0 +1,212 @@
+"""The planted bugs: what could be wrong with the engine, each with a sentence, and how to bring it about.
+
+Each replaces one function or attribute of the engine in the process that calls `plant`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vecstore.engine.committer import Committer
+from vecstore.engine.extent import NEVER
+from vecstore.engine.shard import Shard
+from vecstore.record import content_hash
+from vecstore.storage import catalog, fold, rocks, witness
+from vecstore.storage.base import Batch, Family
+from vecstore.storage.fold import Fold, PointsChange, Staged
+
+__all__ = ["BUGS", "Bug"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """One bug.
+
+    Attributes
+    ----------
+    sentence
+        What is wrong.
+    finder
+        Which check of the suites finds it; a function of `test_planted.py`.
+    plant
+        Brings it about in this process.
+    """
+
+    sentence: str
+    finder: str
+    plant: Callable[[], None]
+
+
+BUGS: dict[str, Bug] = {}
+
+
+def bug(finder: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Enter a function into the list of bugs, by its name and docstring."""
+
+    def enter(plant: Callable[[], None]) -> Callable[[], None]:
+        assert plant.__doc__ is not None
+        BUGS[plant.__name__] = Bug(plant.__doc__, finder, plant)
+        return plant
+
+    return enter
+
+
+def replace(owner: Any, name: str, new: Any) -> Any:
+    """Put something in place of an attribute that exists; return what was there."""
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    return old
+
+
+# -- durability ------------------------------------------------------------------------------------------------------
+
+
+@bug("power")
+def sync_skipped() -> None:
+    """Writes are acknowledged without a sync of the log."""
+    replace(rocks.RocksStore, "sync", lambda self: None)
+
+
+@bug("power")
+def witness_runs_ahead() -> None:
+    """The witness names a record that was not written yet, so that a sound store is refused."""
+    original = witness.Witness.record
+
+    def record(self: witness.Witness, mark: witness.WitnessMark) -> None:
+        original(self, witness.WitnessMark(mark.lsn + 1, mark.chain, mark.epoch))
+
+    replace(witness.Witness, "record", record)
+
+
+@bug("write_ahead_log_lost")
+def witness_ignored() -> None:
+    """Opening does not compare the end of the log with the witness."""
+    replace(witness.Witness, "read", lambda self: None)
+
+
+# -- the fold --------------------------------------------------------------------------------------------------------
+
+
+@bug("killed")
+def digest_outside_the_batch() -> None:
+    """The digest of a group is written with the next group, not in the batch that applies its own."""
+    held: list[tuple[Family, bytes, bytes | None]] = []
+
+    def finish(self: Fold, group: Sequence[Staged], piece: list[tuple[Family, bytes, bytes | None]]) -> None:
+        original(self, group, piece)
+        late = [put for put in piece if put[1].startswith(catalog.DIGEST) and put[2] is not None]
+        piece[:] = [put for put in piece if put not in late] + held
+        held[:] = late
+
+    original = replace(Fold, "_finish", finish)
+
+
+@bug("killed")
+def payload_left_out_of_the_digest() -> None:
+    """The content hash covers id and vector alone."""
+
+    def of(body: Any) -> PointsChange:
+        change = original(body)
+        hashes = [content_hash(body.keys[i], b"", body.vectors[i].tobytes()) for i in range(len(change.hashes))]
+        return PointsChange(change.body, change.contents, hashes)
+
+    original = replace(PointsChange, "of", staticmethod(of))
+
+
+@bug("died_between_pieces")
+def applied_before_the_points() -> None:
+    """The applied LSN is written with the first points of a group, so that a crash forgets the rest."""
+
+    def batches(self: Fold, group: Sequence[Staged], points_max: int) -> Iterator[Batch]:
+        pieces = list(original(self, group, points_max))
+        yield [*pieces[0], *pieces[-1]]
+        yield from pieces[1:-1]
+
+    original = replace(Fold, "batches", batches)
+
+
+@bug("died_between_pieces")
+def redo_counts_twice() -> None:
+    """Redo recomputes digests from heads that the crash left half new, instead of taking the commit mark's."""
+
+    def restage(self: Fold, record: Any, *, trust: bool = False) -> Staged:
+        if not trust:
+            return original(self, record)
+        change = fold.decode_change(record)
+        state = self._after(record.header, change, None)
+        return self._take(Staged(record, change if isinstance(change, PointsChange) else None, state))
+
+    original = replace(Fold, "restage", restage)
+
+
+@bug("contended")
+def id_twice_in_a_group() -> None:
+    """Digests are counted from the heads on disk, without the group's earlier records of the same id."""
+
+    def old_hashes(self: Fold, keys: list[bytes], present: Sequence[bool] | None) -> list[int]:
+        self._overlay = {}
+        return original(self, keys, present)
+
+    original = replace(Fold, "_old_hashes", old_hashes)
+
+
+# -- the committer ---------------------------------------------------------------------------------------------------
+
+
+@bug("power")
+def answered_before_the_sync() -> None:
+    """Callers are answered first, and their records are written and synced afterwards."""
+
+    def commit(self: Committer, group: Any) -> None:
+        self._answer(group)
+        answers, group.answers = group.answers, []
+        durable = any(call.ack != "memory" for call, _, _ in answers)
+        original(self, group)
+        if durable:
+            self.sync()
+
+    original = replace(Committer, "_commit", commit)
+
+
+@bug("failed_sync")
+def view_published_early() -> None:
+    """Readers see a group before its sync, so that they see what a failed sync leaves unknown."""
+
+    def write_log(self: Committer, group: Any) -> None:
+        original(self, group)
+        self._apply(group)
+        group.located.clear()
+
+    original = replace(Committer, "_write_log", write_log)
+
+
+# -- segments --------------------------------------------------------------------------------------------------------
+
+
+@bug("churned")
+def sealed_across_a_delete() -> None:
+    """Sealing takes every row of the extents it was given as live, whatever died while the index was built."""
+
+    def seal(self: Shard, segment: Any, replaced: Any, extents: Any) -> None:
+        for old in extents:
+            old.superseded[: old.rows] = NEVER
+        original(self, segment, replaced, extents)
+
+    original = replace(Shard, "seal", seal)
+
+
+@bug("churned")
+def tombstone_lost_in_a_merge() -> None:
+    """Rewriting a segment takes every row that it copied as live, whatever died since."""
+
+    def rewrite(self: Shard, segment: Any, replaced: Any, old_rows: Any, new_rows: Any) -> None:
+        live = self._live_copy()
+        np.bitwise_or.at(live, old_rows >> 3, np.uint8(1) << (old_rows & 7).astype(np.uint8))
+        self._live, self._dead = live, list(self.sealed.dead)
+        original(self, segment, replaced, old_rows, new_rows)
+
+    original = replace(Shard, "rewrite", rewrite)

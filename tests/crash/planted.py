@@ -1,0 +1,182 @@
+"""A process with a bug planted in the engine: ``python -m tests.crash.planted BUG PART ARGUMENTS``.
+
+`BUGS` names each bug and says in a sentence what is wrong with it. A bug is planted by replacing a function or an
+attribute of the engine in this process alone; "none" plants nothing. `PARTS` are what the process then does: pieces of
+the crash suite, unchanged. A part that notices something exits with `FOUND`, after saying what.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vecstore
+from vecstore.errors import VecstoreError
+from vecstore.storage.rocks import RocksStore
+
+from ..support import writer
+from ..support.writer import CONFIG
+from . import failing
+from .bugs import BUGS
+from .checks import check_answers, check_digests, check_store
+from .history import History
+
+__all__ = ["FOUND", "PARTS"]
+
+FOUND = 3
+DIM = 16
+HOT_IDS = 40
+HOT_THREADS = 6
+HOT_WRITES = 40
+
+
+def write(arguments: list[str]) -> None:
+    """Write a history; the arguments are those of `tests.support.writer`."""
+    sys.argv[1:] = arguments
+    writer.main()
+
+
+def fail(arguments: list[str]) -> None:
+    """Play a scene of a failing disk; the arguments are those of `tests.crash.failing`."""
+    sys.argv[1:] = arguments
+    failing.main()
+
+
+def check(arguments: list[str]) -> None:
+    """Open a store and check it against a pickled history."""
+    where, history, seed = arguments
+    held = pickle.loads(Path(history).read_bytes())  # The test wrote it.
+    assert isinstance(held, History)
+    check_store(Path(where), held, int(seed))
+
+
+def die(arguments: list[str]) -> None:
+    """Write a record of many pieces, and die when one of them has been written."""
+    where, seed, piece = arguments
+    db = failing.open_store(where)
+    failing.write(db, writer.sayer(1), int(seed), 5)
+    _die_at(int(piece))
+    intent = writer.Intent(0, 5, "upsert", "ints", list(range(0, 1200, 2)), salt=int(seed))
+    say = writer.sayer(1)
+    say({"intent": {name: getattr(intent, name) for name in writer.Intent.__slots__}})
+    writer.carry_out(db, intent)
+    raise SystemExit("the record had fewer pieces")
+
+
+def _die_at(piece: int) -> None:
+    """Let the process end, synced, after so many more writes that change points."""
+    original, seen = RocksStore.write, [0]
+
+    def write_and_die(self: RocksStore, batch: Any) -> None:
+        original(self, batch)
+        if any(family == "points" for family, _, _ in batch):
+            seen[0] += 1
+            if seen[0] == piece:
+                self.sync()
+                os._exit(0)
+
+    RocksStore.write = write_and_die  # type: ignore[method-assign]
+
+
+def contend(arguments: list[str]) -> None:
+    """Write the same few ids from several threads, so that one group holds an id many times; then check."""
+    where, seed = arguments
+    db = vecstore.open(where, config=CONFIG)
+    hot = db.create_collection("hot", DIM, metric="l2", fields={"owner": "int64", "group": "int64"})
+
+    def hammer(thread: int) -> None:
+        rng = np.random.default_rng((int(seed), thread))
+        for number in range(HOT_WRITES):
+            ids = rng.choice(HOT_IDS, rng.integers(1, 6), replace=False).tolist()
+            if rng.random() < 0.25:
+                hot.delete(ids=ids)
+                continue
+            payloads = [{"owner": thread, "group": number % 7}] * len(ids)
+            vectors = rng.standard_normal((len(ids), DIM), dtype=np.float32)
+            if rng.random() < 0.3:
+                hot.update(ids, payloads=payloads, vectors=vectors)
+            else:
+                hot.upsert(ids, vectors, payloads)
+
+    threads = [threading.Thread(target=hammer, args=(thread,)) for thread in range(HOT_THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    check_digests(db)
+    check_answers(db, int(seed))
+    db.close()
+    with vecstore.open(where, config=CONFIG) as again:
+        check_digests(again)
+        check_answers(again, int(seed))
+
+
+def churn(arguments: list[str]) -> None:
+    """Delete and replace points while their segments are sealed, merged and rebuilt; then check."""
+    where, seed = arguments
+    rows, step = 14_000, 500
+    rng = np.random.default_rng(int(seed))
+    vectors = rng.standard_normal((rows, DIM), dtype=np.float32)
+    payloads = [{"owner": 0, "group": i % 7} for i in range(rows)]
+    db = vecstore.open(where, config=CONFIG)
+    points = db.create_collection(
+        "points", DIM, metric="l2", index="ivf_pq", fields={"owner": "int64", "group": "int64"}
+    )
+    ready, done = threading.Event(), threading.Event()
+
+    def remove() -> None:
+        ready.wait()
+        while not done.is_set():
+            points.delete(ids=rng.choice(rows, 20, replace=False).tolist())
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        points.upsert(list(range(start, start + step)), vectors[part], payloads[part])
+        ready.set()
+    points.optimize()
+    points.optimize()
+    done.set()
+    remover.join()
+    check_digests(db)
+    check_answers(db, int(seed))
+    db.close()
+    with vecstore.open(where, config=CONFIG) as again:
+        check_digests(again)
+        check_answers(again, int(seed))
+
+
+PARTS: dict[str, Callable[[list[str]], None]] = {
+    "write": write,
+    "fail": fail,
+    "check": check,
+    "die": die,
+    "contend": contend,
+    "churn": churn,
+}
+
+
+def main() -> None:
+    """Plant the bug and do the part."""
+    bug, part, *arguments = sys.argv[1:]
+    if bug != "none":
+        BUGS[bug].plant()
+    try:
+        PARTS[part](arguments)
+    except (AssertionError, VecstoreError) as error:
+        print(f"found: {type(error).__name__}: {str(error)[:2000]}", file=sys.stderr)
+        sys.stderr.flush()
+        # Not by way of the interpreter's exit: threads of a store that is open would keep it.
+        os._exit(FOUND)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Planted bugs: each is found by a check of the crash suite, and without it the same check passes.
+
+`bugs.py` holds the list. A finder here is a small, directed run of what the other modules do at random: it returns when
+all is well, and raises `Found` when a child noticed something.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..support.faults import Disk
+from ..support.shim import OpKind, read_journal, shim_environment
+from .bugs import BUGS
+from .history import History
+from .planted import FOUND
+from .process import CHILD_TIMEOUT_S, ROOT
+
+INTENTS = 25
+THREADS = 2
+
+
+class Found(Exception):
+    """A check noticed that something is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a finder works with: the bug (or "none"), a folder of its own, the shim, a seed."""
+
+    bug: str
+    place: Path
+    shim: Path
+    seed: int
+
+    def child(self, part: str, *arguments: Any, environment: Mapping[str, str] = os.environ) -> bytes:
+        """Run one part with the bug planted; return what it said."""
+        command = [sys.executable, "-m", "tests.crash.planted", self.bug, part, *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False
+        )
+        if done.returncode == FOUND:
+            raise Found(done.stderr.decode())
+        assert done.returncode == 0, f"the child failed to play its part: {done.stderr.decode()[-3000:]}"
+        return done.stdout
+
+    def check(self, where: Path, history: History) -> None:
+        """Check a store in a child that has the bug, too: it may lie in what opens the store."""
+        (self.place / "history").write_bytes(pickle.dumps(history))
+        self.child("check", where, self.place / "history", self.seed)
+
+    def write(self, where: Path) -> History:
+        """Write a history without closing the store."""
+        history = History(THREADS)
+        history.add(self.child("write", where, "--seed", self.seed, "--count", INTENTS).splitlines())
+        return history
+
+
+def killed(setting: Setting) -> None:
+    """A writer that leaves without closing; then all checks."""
+    history = setting.write(setting.place / "store")
+    setting.check(setting.place / "store", history)
+
+
+def power(setting: Setting) -> None:
+    """Power goes at the last acknowledgement, and all that was not synced is lost."""
+    root, journal, acks = setting.place / "disk", setting.place / "journal", setting.place / "acks"
+    root.mkdir()
+    environment = shim_environment(setting.shim, root, journal=journal, acks=acks, skip_sync=True)
+    arguments = ("--seed", setting.seed, "--count", INTENTS, "--journal", acks)
+    setting.child("write", root / "store", *arguments, environment=environment)
+    disk = Disk(root, read_journal(journal))
+    crash = max(position for position, op in enumerate(disk.ops) if op.kind == OpKind.ACK) + 1
+    disk.image(crash, setting.seed, "weak", setting.place / "image", keep_share=0.0)
+    history = History(THREADS)
+    history.add(disk.acknowledged(crash).splitlines())
+    setting.check(setting.place / "image" / "store", history)
+
+
+def died_between_pieces(setting: Setting) -> None:
+    """A writer dies when some of a record's points are written and others are not."""
+    history = History(THREADS)
+    history.add(setting.child("die", setting.place / "store", setting.seed, 3).splitlines())
+    setting.check(setting.place / "store", history)
+
+
+def failed_sync(setting: Setting) -> None:
+    """A sync fails, and readers go on."""
+    environment = shim_environment(setting.shim, setting.place)
+    history = History(THREADS)
+    said = setting.child("fail", "sync-eio", setting.place / "store", setting.seed, environment=environment)
+    history.add(said.splitlines())
+    setting.check(setting.place / "store", history)
+
+
+def write_ahead_log_lost(setting: Setting) -> None:
+    """The write-ahead log is deleted between two openings: that must be refused, or nothing be missing."""
+    where = setting.place / "store"
+    history = setting.write(where)
+    shutil.copytree(where, setting.place / "whole")
+    for path in where.glob("rocks/*.log"):
+        path.unlink()
+    try:
+        setting.check(where, history)
+    except Found as found:
+        if "Damaged" in str(found) and "lsn" in str(found).lower():
+            return
+        raise
+
+
+def contended(setting: Setting) -> None:
+    """Many threads write the same few ids, so that groups hold an id many times."""
+    setting.child("contend", setting.place / "store", setting.seed)
+
+
+def churned(setting: Setting) -> None:
+    """Points die while their segments are sealed, merged and rewritten."""
+    setting.child("churn", setting.place / "store", setting.seed)
+
+
+FINDERS: dict[str, Callable[[Setting], None]] = {
+    finder.__name__: finder
+    for finder in (killed, power, died_between_pieces, failed_sync, write_ahead_log_lost, contended, churned)
+}
+
+
+@pytest.mark.parametrize("name", list(BUGS))
+def test_a_planted_bug_is_found(name: str, shim: Path, seed: int, tmp_path: Path) -> None:
+    """The check that is meant to find a bug finds it."""
+    with pytest.raises(Found):
+        FINDERS[BUGS[name].finder](Setting(name, tmp_path, shim, seed))
+
+
+@pytest.mark.parametrize("finder", list(FINDERS))
+def test_without_a_bug_nothing_is_found(finder: str, shim: Path, seed: int, tmp_path: Path) -> None:
+    """The same check passes on the engine as it is."""
+    FINDERS[finder](Setting("none", tmp_path, shim, seed))
+
+
+def test_there_are_ten_bugs() -> None:
+    """The list is long enough to mean something, each with a sentence, and no finder is idle."""
+    assert len(BUGS) >= 10
+    assert all(bug.sentence.endswith(".") for bug in BUGS.values())
+    assert {bug.finder for bug in BUGS.values()} == set(FINDERS)
