@@ -324,8 +324,21 @@ def test_every_folder_made_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyP
         synced[path] = set(os.listdir(path)) if os.path.isdir(path) else {"a file"}
 
     path = tmp_path / "a" / "b" / "store"
+    unlink, mkdir = os.unlink, os.mkdir
+
+    def unlink_later(name: str) -> None:
+        assert "vecstore.json" in synced[str(path)], "the format file is durable before the marker goes"
+        unlink(name)
+
+    def mkdir_later(name: str) -> None:
+        if os.path.dirname(name) == str(path):
+            assert "vecstore.creating" in synced[str(path)], "the marker is durable before anything else is made"
+        mkdir(name)
+
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", watched)
+        patch.setattr(os, "unlink", unlink_later)
+        patch.setattr(os, "mkdir", mkdir_later)
         directory = opened(path)
     for folder in (tmp_path, *tmp_path.rglob("*")):
         if folder.is_dir():

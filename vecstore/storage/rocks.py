@@ -212,13 +212,14 @@ class RocksStore:
                 rows.flush(True)
         _trim()
 
-    def disk_bytes(self) -> int:
-        """Bytes that RocksDB's files take on disk."""
+    def disk_bytes(self, suffix: str = "") -> int:
+        """Bytes that RocksDB's files take on disk; those of one kind, where a suffix such as ``.log`` names it."""
         total = 0
         with os.scandir(self.path) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.name.endswith(suffix):
+                    with contextlib.suppress(FileNotFoundError):
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
         return total
 
     def close(self) -> None:
