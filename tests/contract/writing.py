@@ -244,6 +244,12 @@ class WritingContract(DatabaseContract):
         assert docs.count({"section": "web"}) == 1
         assert docs.count({"size": 10}) == 0
 
+    def test_update_keeps_what_it_does_not_name(self, docs: Collection) -> None:
+        """A stored None under a key that the change does not name stays, and so does None deeper down."""
+        docs.upsert(9, [1, 2, 3, 4], [{"a": None, "b": 1, "c": {"d": None}}])
+        docs.update(9, payloads=[{"b": 2}])
+        assert docs.get(9)[0].payload == {"a": None, "b": 2, "c": {"d": None}}
+
     def test_update_replaces_vectors(self, docs: Collection) -> None:
         """Given vectors replace, payloads stay, and a search finds the new place only."""
         assert docs.update([3], vectors=[[50, 50, 50, 50]]).count == 1
