@@ -119,25 +119,29 @@ class ParquetSource(_TableSource):
     """A Parquet file, read a few row groups' pages at a time."""
 
     def __init__(self, path: str, id_column: str | None, vector_column: str | None) -> None:
+        # Closed again at once: an import of thousands of files has one of them open at a time.
         try:
-            # Without pre-buffering, memory is bounded by pages, not by row groups, which may be gigabytes.
-            self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+            with pq.ParquetFile(path) as file:
+                self._metadata, schema = file.metadata, file.schema_arrow
         except (pa.ArrowException, OSError) as exc:
             raise _unreadable(path, "Parquet", exc) from exc
-        super().__init__(path, self._file.schema_arrow, id_column, vector_column)
+        super().__init__(path, schema, id_column, vector_column)
 
     def rows(self) -> int | None:
-        return int(self._file.metadata.num_rows)
+        return int(self._metadata.num_rows)
 
     def record_batches(self, start: int, rows: int) -> Iterator[pa.RecordBatch]:
-        sizes = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        sizes = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
         first = 0
         while first < len(sizes) and start >= sizes[first]:
             start -= sizes[first]
             first += 1
-        groups = list(range(first, len(sizes)))
-        batches = self._file.iter_batches(rows, row_groups=groups, columns=self.columns, use_threads=False)
-        yield from _after(_guarded(self.path, "Parquet", batches), start)
+        yield from _after(_guarded(self.path, "Parquet", self._stored(list(range(first, len(sizes))), rows)), start)
+
+    def _stored(self, groups: list[int], rows: int) -> Iterator[pa.RecordBatch]:
+        # Without pre-buffering, memory is bounded by pages, not by row groups, which may be gigabytes.
+        with pq.ParquetFile(self.path, metadata=self._metadata, pre_buffer=False, buffer_size=_READ_BYTES) as file:
+            yield from file.iter_batches(rows, row_groups=groups, columns=self.columns, use_threads=False)
 
 
 class ArrowSource(_TableSource):
