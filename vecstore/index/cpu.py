@@ -107,9 +107,12 @@ def score(vectors: Vectors, queries: Floats, rows: Rows) -> Floats:
         _pointer(out), _pointer(queries), _pointer(vectors.data), _pointer(rows), dim, count, rows.shape[1]
     )
     if vectors.inverse_norms is not None:
-        # -inf times the norm of row -1 (the array's last, which may hold anything) would not stay -inf.
-        factors = vectors.inverse_norms[rows]
-        np.multiply(out, factors, out=out, where=rows >= 0)
+        taken = rows >= 0
+        if taken.all():
+            out *= vectors.inverse_norms[rows]
+        else:
+            # A row number that no extent has may have no memory behind it: it must not be read, not even in passing.
+            out[taken] *= vectors.inverse_norms[rows[taken]]
     return out
 
 
@@ -192,20 +195,52 @@ def scan_span(
     if not width:
         return best, found
     refused = None if selection is None else ~selection.allowed(start, stop)
-    step = max(width, min(BLOCK_BYTES // (4 * queries.shape[1]), SCORES_BYTES_MAX // (4 * len(queries))), 64)
-    step = stop - start if len(queries) == 1 and refused is None else step
+    step = max(width, SCORES_BYTES_MAX // (4 * len(queries)))
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        scores = score_span(vectors, queries, at, end)
+        scores = _score_block(vectors, queries, at, end)
         if refused is not None:
             scores[:, refused[at - start : end - start]] = worst
-        near, columns = nearest(vectors.metric, scores, width)
-        near, columns = np.hstack([best, near]), np.hstack([found, columns + at])
-        best, order = nearest(vectors.metric, near, width)
-        found = np.take_along_axis(columns, order, 1)
+        best, found = _merged(vectors.metric, best, found, scores, at, width)
     if refused is not None:
         found[best == worst] = -1
     return best, found
+
+
+def _score_block(vectors: Vectors, queries: Floats, start: int, stop: int) -> Floats:
+    """Return what `score_span` does; a batch is compared with rows while they stay in the cache."""
+    step = max(64, BLOCK_BYTES // (4 * queries.shape[1]))
+    if len(queries) == 1 or stop - start <= step or queries.shape[1] < SPAN_DIM_MIN:
+        return score_span(vectors, queries, start, stop)
+    one_thread()
+    out = np.empty((len(queries), stop - start), np.float32)
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        _score_into(out[:, at - start : end - start], vectors, queries, at, end)
+    return out
+
+
+def _merged(metric: Metric, best: Floats, found: Rows, scores: Floats, at: int, width: int) -> tuple[Floats, Rows]:
+    """Return the nearest of those found before and of the scores of the rows from `at`."""
+    columns: Rows
+    if best.shape[1] < width:
+        near, columns = nearest(metric, scores, width)
+    else:
+        # Few rows beat the worst one found: only those are sorted.
+        better = scores < best[:, -1:] if metric == "l2" else scores > best[:, -1:]
+        query, column = np.nonzero(better)
+        counts = np.bincount(query, minlength=len(scores))
+        most = int(counts.max())
+        if most == 0:
+            return best, found
+        place = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
+        near = np.full((len(scores), most), np.inf if metric == "l2" else -np.inf, np.float32)
+        columns = np.full((len(scores), most), -1, np.int64)
+        near[query, place] = scores[query, column]
+        columns[query, place] = column
+    near, columns = np.hstack([best, near]), np.hstack([found, columns + at])
+    best, order = nearest(metric, near, width)
+    return best, np.take_along_axis(columns, order, 1)
 
 
 class BitmapSelection:

@@ -1,173 +1,282 @@
-"""How hard to search for a recall: tables for small segments, measured curves for large ones.
+"""Recall to effort: measures how hard an index must be searched for a recall, on queries like its own rows.
 
-Not here: searching. A `Curve` is a plain value that is stored beside its index.
+A sample of the rows asks for its neighbours, each left out of its own answer. Where no list is skipped, what is lost is
+lost to the codes, which transfers to other queries: an ask is met when a little more is met here. What is lost by
+skipping lists or by walking a graph does not transfer so well: asks are met with twice to thrice the room
+(`ROOM_...`: the share of the loss that an ask allows). A mean must also clear the ask by its one-sided 99% bound.
 
-Where no list is skipped, all that is lost is lost to the codes, and that transfers from rows to other queries; what is
-lost by skipping lists does not transfer so well, and gets wider margins (`measure`).
-
-No I/O; `measure` computes with the threads that it is given.
+Not here: `Curve` itself and its tables (`effort`, offered here too). No I/O; bounded in time by the number of queries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import numpy.typing as npt
 
 from ..values import Metric
-from .base import Effort, Index, Rows, Vectors
+from . import cpu
+from .base import Effort, Floats, Index, Rows, Vectors
+from .effort import ALL, ASKS, TABLE_ASKS, Curve, Setting, table
 
-__all__ = ["ASKS", "Curve", "Setting", "measure", "table"]
+__all__ = ["Curve", "measure", "table"]
 
-ASKS = (0.90, 0.95, 0.99)
-RECALL_MAX = 0.999
-"""Above, every row is a candidate."""
-ALL = 1 << 30
+ROOM_CODES = 0.8
+ROOM_SKIPPED = 0.5
+ROOM_SKIPPED_FIRST = 0.35
+"""For k = 1, where a query is a hit or a miss."""
+BOUND_Z = 2.33
+CANDIDATES_ROOM = 1.25
+CANDIDATES_MIN = {1: 24, 3: 24, 10: 32}
+"""Where the measured need is small, so is the cost of room."""
+SIZES = (1, 3, 10, 30, 100, 200)
+SIZES_SKIPPED = (1, 3, 10, 30, 100)
+QUERIES_MAX = 1_000
+QUERIES_MIN = 64
+EXACT_S_MAX = 0.4
+REFERENCE_S_MAX = 0.5
+CANDIDATES_MAX = 4_000
+REFERENCE_CANDIDATES = 2_000
+EF_GRID = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
-_CANDIDATES: Mapping[int, tuple[int, int, int, int, int]] = {
-    # k: candidates for recall 0.80, 0.90, 0.95, 0.99, 0.999
-    1: (24, 48, 64, 96, 256),
-    10: (32, 40, 80, 160, 400),
-    100: (240, 300, 400, 800, 1600),
-    1000: (1800, 2200, 2800, 4500, 8000),
-}
-_TABLE_ASKS = (0.80, 0.90, 0.95, 0.99, 0.999)
+Ranks = npt.NDArray[np.int32]
+"""(queries, k): at which place of the candidates a true neighbour stands; ABSENT where it does not."""
+ABSENT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """An effort and the recall that it is credited with.
+class _Sample:
+    """Queries, the rows that they were made of, and their true neighbours."""
 
-    Attributes
-    ----------
-    k
-        Hits wanted.
-    candidates, probes, ef
-        As in `Effort`.
-    recall
-        The highest recall for which it may be used.
-    cost_us
-        About what a query costs; only comparisons of it mean anything.
-    """
+    queries: Floats
+    own: Rows
+    truth: Rows
 
-    k: int
-    candidates: int
-    probes: int
-    ef: int
-    recall: float
-    cost_us: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Curve:
-    """Recall to effort, of one index. Immutable; thread-safe.
-
-    Attributes
-    ----------
-    kind
-        Of the index.
-    lists
-        Of the index.
-    settings
-        What is known.
-    measured
-        Recall measured at the asks by (k, ask), for reports; empty for a table.
-    """
-
-    kind: str
-    lists: int
-    settings: tuple[Setting, ...]
-    measured: Mapping[str, float] = field(default_factory=dict)
-    _known: dict[tuple[float, int, float, bool], Effort] = field(default_factory=dict, repr=False)
-
-    def effort(self, recall: float, k: int, *, share: float = 1.0, filtered: bool = False) -> Effort:
-        """Return the least effort that gives this recall.
-
-        Parameters
-        ----------
-        recall
-            The share of the true k nearest to expect.
-        k
-            Hits wanted.
-        share
-            The share of the rows that a filter or deletions leave.
-        filtered
-            Whether a selection is given.
-        """
-        key = (recall, k, share if filtered else 1.0, filtered)
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) > 4096:
-                self._known.clear()
-            found = self._known[key] = self._effort(*key)
-        return found
-
-    def _effort(self, recall: float, k: int, share: float, filtered: bool) -> Effort:
-        if recall > RECALL_MAX:
-            return Effort(ALL, 0, ALL if self.kind == "hnsw" else 0)
-        skipping = not filtered or share >= 0.5
-        # Of the nearest rows around a query, only a share may be returned: k hits reach as far as k / share rows.
-        reach = math.ceil(k / share) if filtered and skipping else k
-        sizes = sorted({s.k for s in self.settings})
-        above = next((size for size in sizes if size >= reach), None)
-        size = above if above is not None else sizes[-1]
-        able = [s for s in self.settings if s.k == size and s.recall >= recall and (skipping or s.probes == 0)]
-        if not able:
-            return Effort(ALL, 0, ALL if self.kind == "hnsw" else 0)
-        best = min(able, key=lambda s: s.cost_us)
-        if above is None:
-            scale = reach / size
-            return Effort(math.ceil(best.candidates * scale), best.probes and 0, math.ceil(best.ef * scale))
-        return Effort(max(k, self._between(reach, recall, best)), best.probes, best.ef)
-
-    def _between(self, k: int, recall: float, best: Setting) -> int:
-        """Return the candidates for a k below the setting's own, on a straight line of logarithms."""
-        below = [
-            s
-            for s in self.settings
-            if s.k < k < best.k and s.recall >= recall and (s.probes, s.ef) == (best.probes, best.ef)
-        ]
-        if not below:
-            return best.candidates
-        size = max(s.k for s in below)
-        low = min(s.candidates for s in below if s.k == size)
-        part = math.log(k / size) / math.log(best.k / size)
-        return min(best.candidates, math.ceil(low * (best.candidates / low) ** part))
-
-    def effort_for(self, probes_or_ef: int, k: int) -> Effort:
-        """Return the effort of an expert who names nprobe or efSearch."""
-        candidates = self._effort(0.99, k, 1.0, True).candidates
-        if self.kind == "hnsw":
-            return Effort(max(k, probes_or_ef), 0, max(k, probes_or_ef))
-        return Effort(candidates, min(probes_or_ef, self.lists), 0)
-
-    def report(self) -> dict[str, Any]:
-        """Return what was measured, as plain values."""
-        return {"source": "measured" if self.measured else "table", "recall": dict(self.measured)}
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        settings = [[s.k, s.candidates, s.probes, s.ef, s.recall, s.cost_us] for s in self.settings]
-        return {"kind": self.kind, "lists": self.lists, "settings": settings, "measured": dict(self.measured)}
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Curve:
-        """Return the curve of `to_plain`."""
-        settings = tuple(Setting(*values) for values in plain["settings"])
-        return cls(plain["kind"], plain["lists"], settings, dict(plain["measured"]))
-
-
-def table(index_kind: str, lists: int, dim: int) -> Curve:
-    """Return the curve that an index starts with: no lists skipped, only the candidates chosen."""
-    settings = [
-        Setting(k, candidates, 0, max(candidates, 64) if index_kind == "hnsw" else 0, recall, float(candidates))
-        for k, row in _CANDIDATES.items()
-        for recall, candidates in zip(_TABLE_ASKS, row, strict=True)
-    ]
-    return Curve(index_kind, lists, tuple(settings))
+    def first(self, count: int) -> _Sample:
+        return _Sample(self.queries[:count], self.own[:count], self.truth[:count])
 
 
 def measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, *, threads: int, seed: int) -> Curve:
-    """Return the curve of an index, measured on some of its own rows."""
-    return table(index.kind, index.lists, vectors.data.shape[1])
+    """Return the curve of an index over these rows.
+
+    Parameters
+    ----------
+    index
+        Holds the codes of `rows`.
+    metric, vectors
+        Of the collection.
+    rows
+        Those that may be asked for and found.
+    threads
+        Cores that FAISS may use.
+    seed
+        Of the sample.
+    """
+    cpu.one_thread()
+    faiss.omp_set_num_threads(max(1, threads))
+    try:
+        return _measure(index, metric, vectors, np.sort(rows), seed)
+    finally:
+        faiss.omp_set_num_threads(1)
+
+
+def _measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, seed: int) -> Curve:
+    dim = vectors.data.shape[1]
+    count = len(rows)
+    wanted = int(EXACT_S_MAX / (count * max(dim, 16) * 5e-11))
+    exact = _exact(vectors, rows, min(QUERIES_MAX, max(QUERIES_MIN, wanted)), seed, moved=index.kind == "hnsw")
+    if index.kind == "hnsw":
+        settings, measured = _walked(index, exact, rows, dim)
+        return Curve(index.kind, index.lists, tuple(settings), measured)
+    ranks = _ranks(index, exact, rows, Effort(min(count, CANDIDATES_MAX)))
+    settings = _unskipped(index, ranks, count, dim)
+    if index.lists > 3:
+        settings += _skipped(index, metric, vectors, exact, ranks, rows, seed)
+    curve = Curve(index.kind, index.lists, tuple(settings))
+    return Curve(index.kind, index.lists, curve.settings, _measured(curve, index, exact, rows))
+
+
+def _exact(vectors: Vectors, rows: Rows, wanted: int, seed: int, *, moved: bool) -> _Sample:
+    """Return a sample whose neighbours were found by comparing all rows."""
+    rng = np.random.default_rng(seed)
+    own = np.sort(rng.choice(rows, min(wanted, len(rows)), replace=False))
+    queries = cpu.prepare(vectors.metric, cpu.normalised(vectors, own))
+    width = min(SIZES[-1], len(rows) - 1) + 1
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    allowed = None
+    if stop - start != len(rows):
+        bits = np.zeros(stop, np.bool_)
+        bits[rows] = True
+        allowed = cpu.selection(np.packbits(bits, bitorder="little"), len(rows))
+    if moved:
+        queries = _moved(vectors, queries, own, cpu.scan_span(vectors, queries, start, stop, 2, allowed)[1], rng)
+        own = np.full(len(own), -1, np.int64)
+    truth = cpu.scan_span(vectors, queries, start, stop, width, allowed)[1]
+    return _Sample(queries, own, _others(truth, own))
+
+
+def _moved(vectors: Vectors, queries: Floats, own: Rows, near: Rows, rng: np.random.Generator) -> Floats:
+    """Return queries moved off their rows by the distance to the next row: rows of a graph flatter it."""
+    other = np.where(near[:, -1] == own, near[:, 0], near[:, -1])
+    gap = np.linalg.norm(cpu.normalised(vectors, other) - queries, axis=1, keepdims=True)
+    noise = rng.standard_normal(queries.shape).astype(np.float32)
+    noise *= gap / np.linalg.norm(noise, axis=1, keepdims=True)
+    return cpu.prepare(vectors.metric, queries + noise)
+
+
+def _others(truth: Rows, own: Rows) -> Rows:
+    """Leave each query's own row out of its neighbours (or the last one, where it is not among them)."""
+    keep = truth != own[:, None]
+    full = keep.all(axis=1)
+    keep[full, -1] = False
+    return truth[keep].reshape(len(truth), -1)
+
+
+def _ranks(index: Index, sample: _Sample, rows: Rows, effort: Effort) -> Ranks:
+    """Return where the true neighbours stand among the candidates, the query's own row left out."""
+    found = index.search(sample.queries, effort)
+    places = np.full(int(rows[-1]) + 2, ABSENT, np.int32)
+    out = np.empty(sample.truth.shape, np.int32)
+    order = np.arange(found.shape[1], dtype=np.int32)
+    for i, candidates in enumerate(found):
+        places[candidates] = order
+        places[-1] = ABSENT
+        out[i] = places[sample.truth[i]]
+        own = places[sample.own[i]]
+        out[i] -= out[i] > own
+        places[candidates] = ABSENT
+    out[out >= ABSENT - 1] = ABSENT
+    return out
+
+
+def _needed(ranks: Ranks, k: int, ask: float, room: float, credit: float = 1.0) -> int | None:
+    """Return the fewest candidates for an ask, None where these ranks do not meet it.
+
+    `credit` is the recall of the neighbours that the ranks were taken of.
+    """
+    near = ranks[:, :k]
+    target = (1 - (1 - ask) * room) / credit
+    if target > 1:
+        return None
+    places = np.sort(near, axis=None)
+    at = min(len(places) - 1, math.ceil(target * len(places)) - 1)
+    candidates = max(int(places[at]) + 1, k)
+    while candidates < ABSENT:
+        hits = (near < candidates).mean(axis=1) * credit
+        if hits.mean() - BOUND_Z * hits.std() / math.sqrt(len(hits)) >= ask:
+            return candidates
+        if candidates > places[-1]:
+            return None
+        candidates = max(candidates + 1, candidates * 9 // 8)
+    return None
+
+
+def _with_room(candidates: int, k: int) -> int:
+    """Return the candidates to use where so many were needed here; one more, for the row left out."""
+    return max(CANDIDATES_MIN.get(k, 0), math.ceil((candidates - k) * CANDIDATES_ROOM) + k) + 1
+
+
+def _unskipped(index: Index, ranks: Ranks, count: int, dim: int) -> list[Setting]:
+    settings = []
+    for k in (size for size in SIZES if size <= ranks.shape[1]):
+        for ask in TABLE_ASKS:
+            needed = _needed(ranks, k, ask, ROOM_CODES)
+            # Beyond what was looked at, all rows are candidates.
+            candidates = ALL if needed is None else _with_room(needed, k)
+            if needed is None and ask > ASKS[-1]:
+                continue
+            settings.append(Setting(k, candidates, 0, 0, ask, _cost_us(index, count, dim, 0, candidates)))
+    return settings
+
+
+def _skipped(
+    index: Index, metric: Metric, vectors: Vectors, exact: _Sample, ranks: Ranks, rows: Rows, seed: int
+) -> list[Setting]:
+    """Return settings that look at some lists only, measured against a reference that skips none."""
+    count, dim = len(rows), vectors.data.shape[1]
+    each_s = _cost_us(index, count, dim, 0, REFERENCE_CANDIDATES) / 1e6
+    wanted = max(QUERIES_MIN, min(QUERIES_MAX, int(REFERENCE_S_MAX / each_s)))
+    sample = _referred(index, metric, vectors, rows, wanted, seed + 1)
+    settings = []
+    probes = 1
+    while probes < index.lists // 2:
+        near = _ranks(index, sample, rows, Effort(min(count, REFERENCE_CANDIDATES), probes))
+        for k in (size for size in SIZES_SKIPPED if size <= near.shape[1]):
+            credit = float((ranks[:, :k] < REFERENCE_CANDIDATES).mean())
+            for ask in TABLE_ASKS:
+                needed = _needed(near, k, ask, ROOM_SKIPPED_FIRST if k == 1 else ROOM_SKIPPED, credit)
+                if needed is not None:
+                    candidates = _with_room(needed, k)
+                    cost_us = _cost_us(index, count, dim, probes, candidates)
+                    settings.append(Setting(k, candidates, probes, 0, ask, cost_us))
+        probes = max(probes + 1, probes * 3 // 2)
+        if _saturated(settings, near):
+            break
+    return settings
+
+
+def _saturated(settings: list[Setting], near: Ranks) -> bool:
+    """Return whether the highest ask is met for every k: more lists would only cost more."""
+    met = {s.k for s in settings if s.recall >= TABLE_ASKS[-1]}
+    return all(k in met for k in SIZES_SKIPPED if k <= near.shape[1])
+
+
+def _referred(index: Index, metric: Metric, vectors: Vectors, rows: Rows, wanted: int, seed: int) -> _Sample:
+    """Return a sample whose neighbours are the best of many candidates: cheaper than comparing all rows."""
+    own = np.sort(np.random.default_rng(seed).choice(rows, min(wanted, len(rows)), replace=False))
+    queries = cpu.prepare(metric, cpu.normalised(vectors, own))
+    found = index.search(queries, Effort(min(len(rows), REFERENCE_CANDIDATES)))
+    _, columns = cpu.nearest(metric, cpu.score(vectors, queries, found), min(SIZES_SKIPPED[-1] + 1, len(rows)))
+    return _Sample(queries, own, _others(np.take_along_axis(found, columns, 1), own))
+
+
+def _walked(index: Index, exact: _Sample, rows: Rows, dim: int) -> tuple[list[Setting], dict[str, float]]:
+    """Return the settings of a graph."""
+    settings: list[Setting] = []
+    for ef in EF_GRID:
+        if ef >= len(rows):
+            break
+        ranks = _ranks(index, exact, rows, Effort(ef, 0, ef))
+        for k in (size for size in SIZES if size <= min(ef, ranks.shape[1])):
+            for ask in TABLE_ASKS:
+                needed = _needed(ranks, k, ask, ROOM_SKIPPED_FIRST if k == 1 else ROOM_SKIPPED)
+                if needed is not None:
+                    candidates = min(ef, _with_room(needed, k))
+                    cost_us = ef * (0.6 + dim / 400) + candidates * dim / 4000
+                    settings.append(Setting(k, candidates, 0, ef, ask, cost_us))
+    for k in (size for size in SIZES if size <= exact.truth.shape[1]):
+        settings += [Setting(k, ALL, 0, ALL, ask, 1e9) for ask in TABLE_ASKS]
+    curve = Curve(index.kind, 0, tuple(settings))
+    return settings, _measured(curve, index, exact, rows)
+
+
+def _measured(curve: Curve, index: Index, exact: _Sample, rows: Rows) -> dict[str, float]:
+    """Return the recall that the efforts chosen for the asks have on the sample."""
+    report = {}
+    for k in (1, 10, 100):
+        if k > exact.truth.shape[1]:
+            continue
+        for ask in ASKS:
+            effort = curve.effort(ask, k)
+            if effort.candidates >= ALL:
+                report[f"{k}@{ask:.2f}"] = 1.0
+                continue
+            ranks = _ranks(index, exact.first(200), rows, effort)
+            report[f"{k}@{ask:.2f}"] = round(float((ranks[:, :k] < ABSENT).mean()), 4)
+    return report
+
+
+def _cost_us(index: Index, count: int, dim: int, probes: int, candidates: int) -> float:
+    """Return about what a query costs: finding lists, reading codes, comparing candidates."""
+    code_bytes = index.bytes / max(index.count, 1)
+    share = probes / index.lists if probes else 1.0
+    looked = probes or index.lists
+    return (
+        index.lists * dim / 20e3
+        + looked * 0.3
+        + count * share * code_bytes / 40e3
+        + min(candidates, count) * (0.06 + dim / 4000)
+    )

@@ -29,9 +29,9 @@ KINDS = ("auto", "flat", "ivf_flat", "ivf_pq", "ivf_sq8", "hnsw")
 PQ_DIM_MIN = 16
 """Product codes of shorter vectors would save nothing; they get a byte a dimension."""
 TRAIN_ROWS_CODEBOOK = 4_096
-TRAIN_ROWS_PER_LIST = 64
+TRAIN_ROWS_PER_LIST = 40
 TRAIN_BYTES_MAX = 1 << 28
-TRAIN_ITERATIONS = 8
+TRAIN_ITERATIONS = 6
 GRAPH_LINKS = 16
 GRAPH_EF_BUILD = 64
 
