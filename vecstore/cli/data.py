@@ -344,7 +344,9 @@ def print_hits(out: Output, hits: Hits, metric: str, seconds: float) -> None:
         return
     keys = list(dict.fromkeys(key for hit in hits for key in hit.payload))
     score = "distance²" if metric == "l2" else "score"
-    out.table(["id", score, *keys], [[hit.id, hit.score, *(hit.payload.get(key) for key in keys)] for hit in hits])
+    # A payload may have keys named like the columns before it.
+    titles = [f"payload {key}" if key in ("id", score) else key for key in keys]
+    out.table(["id", score, *titles], [[hit.id, hit.score, *(hit.payload.get(key) for key in keys)] for hit in hits])
     how = "every matching point compared" if hits.exact else "by the index, scores exact"
     out.say(f"{len(hits)} hits in {duration(seconds)}, {how}")
 

@@ -134,16 +134,20 @@ class _Demo:
         source = open_source(str(SAMPLE), id_column="name")
         fields: Any = {"section": "string", "installed_size": "int64", "priority": "string"}
         with self._step(
-            "2", "import", "4,000 Debian packages: their descriptions as vectors of 384 numbers, name, section, size"
+            "2", "import", "4,000 Debian packages: what they are for as a vector of 384 numbers, section, size"
         ):
             packages = db.create_collection(PACKAGES, DIM, metric="cosine", fields=fields)
             with self._out.meter("  importing", "packages") as meter:
                 done = import_sources(db, packages, [source], batch_rows_max=IMPORT_BATCH_ROWS, progress=meter)
         self.report["imported"] = done.rows
+        rate = done.rows / self.report["steps_s"]["import"]
+        self._tell(f"  {done.rows:,} points, {rate:,.0f} a second, every {IMPORT_BATCH_ROWS} of them synced to disk")
         return packages
 
     def _ask(self, packages: Collection) -> None:
-        with self._step("3", "search", "which packages are like these?"):
+        with self._step(
+            "3", "search", "which packages are like these? beside each its similarity, 1.00 would be the same"
+        ):
             for title, name, condition in QUESTIONS:
                 self._answer(packages, title, name, None)
                 self._answer(packages, title, name, condition)
