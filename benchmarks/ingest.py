@@ -3,7 +3,7 @@
 Durable upserts of 1,000 rows a call, synced each, against rocksdict writing the same bytes: the record as chunks of
 64 KiB into one family, LSN and content of each point into another with blob files, one batch and one sync a call. The
 raw side finds its bytes ready made; ours starts from arrays and dicts, and builds indexes in the background as it goes.
-Then the time from the first durable upsert until everything is sealed and indexed, against FAISS training and adding the
+Then the time from the first durable upsert until all is sealed and indexed, against FAISS training and adding the
 same kind of index from an array, with FAISS's own defaults (as many threads as cores).
 
     python benchmarks/ingest.py

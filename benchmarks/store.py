@@ -81,7 +81,9 @@ def served(database: vecstore.Database, data: Dataset) -> Served:
 
 def sealed_segments(database: vecstore.Database) -> list[Any]:
     """Return the sealed segments of the benchmark's collection, from inside the engine."""
-    raise NotImplementedError
+    view = database._engine.state.view  # type: ignore[attr-defined]
+    collection = view.collections[view.names[COLLECTION]]
+    return [segment for shard in collection.shards for segment in shard.sealed.segments]
 
 
 def effort_at(database: vecstore.Database, recall: float, k: int) -> Effort:
