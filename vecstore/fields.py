@@ -27,6 +27,7 @@ __all__ = [
     "can_name_field",
     "cell",
     "check_fields",
+    "datetime_text",
     "element_type",
     "plain_scalar",
     "scalar_cell",
@@ -90,6 +91,13 @@ def timestamp_text(us: int) -> str:
     """Return the canonical text of microseconds since the Unix epoch: RFC 3339 in UTC, six decimals and Z."""
     # isoformat pads years to four digits, as strftime does not.
     return (_EPOCH + timedelta(microseconds=us)).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def datetime_text(moment: datetime) -> str:
+    """Return the canonical text of an aware datetime; raises ValueError as `timestamp_us` does."""
+    if moment.tzinfo is UTC:
+        return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+    return timestamp_text(timestamp_us(moment))
 
 
 def element_type(type: str) -> str:

@@ -215,7 +215,7 @@ def test_a_value_that_does_not_fit_is_null() -> None:
     assert found(filled(odd, 0, {"f": "int64"}), ~Field("f").is_null(), 0, 4) == [False, True, False, False]
 
 
-# -- sections ------------------------------------------------------------------------------------------------------------
+# -- sections ----------------------------------------------------------------------------------------------------------
 
 
 @given(ROWS, st.data())
@@ -269,7 +269,7 @@ def test_fields_that_a_section_lacks_are_reported() -> None:
     assert found(columns, filter, 0, 1) == [True]
 
 
-# -- readers beside the writer -------------------------------------------------------------------------------------------
+# -- readers beside the writer -----------------------------------------------------------------------------------------
 
 
 def test_readers_see_their_rows_unchanged_beside_a_writer() -> None:

@@ -4,9 +4,8 @@ Canonical JSON is what is hashed, logged and stored: UTF-8, keys by code point, 
 -2**63..2**64-1, shortest floats, neither NaN nor infinity, datetimes as RFC 3339 in UTC with six decimals and Z. It is
 idempotent: encoding what was decoded gives the same bytes.
 
-Every function is pure. The fast path is one call of orjson a payload; the exact walk, which names what is wrong and
-turns numpy scalars, UUIDs and subclasses into plain values, runs only where orjson refused, or may have hidden a NaN or
-written a float that is not the shortest.
+Every function is pure. The fast walk over a payload passes what is plain and leaves all else to the exact one, which
+names what is wrong, and turns numpy scalars, UUIDs, enum members and subclasses into plain values.
 """
 
 from __future__ import annotations
@@ -21,20 +20,26 @@ import orjson
 
 from ..config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
 from ..errors import Damaged, InvalidArgument
-from ..fields import INT64_MAX, INT64_MIN, can_name_field, cell, plain_scalar, shown, timestamp_text, timestamp_us
+from ..fields import (
+    INT64_MAX,
+    INT64_MIN,
+    can_name_field,
+    cell,
+    datetime_text,
+    plain_scalar,
+    shown,
+    timestamp_text,
+    timestamp_us,
+)
 from ..values import FieldType, Payload
 
 __all__ = ["check", "decode", "encode", "encode_all", "infer", "timestamp_text", "timestamp_us"]
 
 PAYLOAD_DEPTH_MAX = 254
-"""Levels of nesting, the payload's own included: what orjson writes."""
+"""Levels of nesting, the payload's own included; far from where the interpreter or a reader of JSON gives up."""
 _UINT64_MAX = 2**64 - 1
-_OPTIONS = (
-    orjson.OPT_SORT_KEYS
-    | orjson.OPT_PASSTHROUGH_DATETIME
-    | orjson.OPT_PASSTHROUGH_DATACLASS
-    | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
+_PLAIN = frozenset((str, bool, type(None)))
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 _EXACT: dict[str, set[type]] = {
     "string": {str, type(None)},
     "int64": {int, type(None)},
@@ -63,10 +68,10 @@ def encode(payload: Payload | None, where: str) -> bytes:
         return b"{}"
     if type(payload) is dict:
         try:
-            data = orjson.dumps(payload, _datetime_text, _OPTIONS)
-        except TypeError:
+            data = _encode_sorted(_plain_dict(payload, 1))
+        except (TypeError, ValueError, OverflowError):
             return _encode_exactly(payload, where)
-        if _is_canonical(data):
+        if len(data) <= PAYLOAD_BYTES_MAX:
             return data
     return _encode_exactly(payload, where)
 
@@ -79,36 +84,48 @@ def encode_all(payloads: Sequence[Payload] | None, count: int) -> list[bytes]:
         raise InvalidArgument(f"payloads: {shown(payloads)}; allowed is a sequence of {count} mappings")
     if len(payloads) != count:
         raise InvalidArgument(f"payloads: {len(payloads)} given for {count} ids; allowed are as many as ids")
-    dumps, encoded = orjson.dumps, []
+    encoded = []
     for index, payload in enumerate(payloads):
         try:
-            if type(payload) is dict:
-                data = dumps(payload, _datetime_text, _OPTIONS)
-                # `_is_canonical`, without the call.
-                if b"null" not in data and b"e+" not in data and len(data) <= PAYLOAD_BYTES_MAX:
-                    encoded.append(data)
-                    continue
-        except TypeError:
-            pass
-        encoded.append(encode(payload, f"payloads[{index}]"))
+            data = _encode_sorted(_plain_dict(payload, 1)) if type(payload) is dict else b""
+        except (TypeError, ValueError, OverflowError):
+            data = b""
+        if not 0 < len(data) <= PAYLOAD_BYTES_MAX:
+            data = encode(payload, f"payloads[{index}]")
+        encoded.append(data)
     return encoded
 
 
-def _is_canonical(data: bytes) -> bool:
-    # orjson writes NaN and infinity as null, and some versions of it write 1e16 as 1e+16: the exact walk tells.
-    return b"null" not in data and b"e+" not in data and len(data) <= PAYLOAD_BYTES_MAX
+def _plain_dict(payload: dict[Any, Any], depth: int) -> dict[str, Any]:
+    """Return a dict of plain values, fast, or raise a TypeError or ValueError where the exact walk has to look."""
+    # Text joins with text only: no other key passes.
+    "".join(payload)
+    return {key: value if type(value) in _PLAIN else _plain_fast(value, depth) for key, value in payload.items()}
 
 
-def _datetime_text(value: object) -> str:
-    if type(value) is datetime:
-        return timestamp_text(timestamp_us(value))
+def _plain_fast(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind is int:
+        if INT64_MIN <= value <= _UINT64_MAX:
+            return value
+    elif kind is float:
+        # Of NaN and infinity the difference from itself is NaN.
+        if value - value == 0.0:
+            return value
+    elif kind is datetime:
+        return datetime_text(value)
+    elif depth < PAYLOAD_DEPTH_MAX:
+        if kind is dict:
+            return _plain_dict(value, depth + 1)
+        if kind is list or kind is tuple:
+            return [inner if type(inner) in _PLAIN else _plain_fast(inner, depth + 1) for inner in value]
     raise TypeError
 
 
 def _encode_exactly(payload: object, where: str) -> bytes:
     if not isinstance(payload, Mapping):
         raise InvalidArgument(f"{where}: {shown(payload)}; allowed is a mapping of JSON values by key")
-    data = msgspec.json.encode(_plain(payload, where, 1), order="sorted")
+    data = _encode_sorted(_plain(payload, where, 1))
     if len(data) > PAYLOAD_BYTES_MAX:
         raise InvalidArgument(
             f"{where}: {len(data):,} bytes as JSON; allowed are {PAYLOAD_BYTES_MAX:,}",
@@ -161,7 +178,7 @@ def _plain_leaf(value: object, where: str) -> object:
             raise InvalidArgument(f"{where}: {shown(value)}; allowed are finite numbers")
         case datetime():
             try:
-                return timestamp_text(timestamp_us(plain))
+                return datetime_text(plain)
             except ValueError as exc:
                 raise InvalidArgument(f"{where}: {shown(value)} is {exc}; allowed is an aware datetime") from None
     raise InvalidArgument(
