@@ -159,7 +159,7 @@ class StringKind:
         if operator == "$eq":
             return np.equal(cells, np.int32(self._codes.get(value, -2)))
         matches, bound = _ORDER[operator], value
-        return self._table((operator, value), lambda text: matches(text, bound))[cells]
+        return self._table((operator, value), lambda text: matches(text, bound)).take(cells)
 
     def is_in(self, cells: Cells, values: tuple[Any, ...]) -> Mask:
         if len(values) <= 4:
@@ -167,7 +167,7 @@ class StringKind:
             for value in values:
                 mask |= self.compare(cells, "$eq", value)
             return mask
-        return self._table(("$in", values), frozenset(values).__contains__)[cells]
+        return self._table(("$in", values), frozenset(values).__contains__).take(cells)
 
     def _table(self, key: tuple[str, Any], matches: Callable[[str], bool]) -> Mask:
         """Return whether each string matches; the entry behind the last is null's, which the code -1 finds."""
