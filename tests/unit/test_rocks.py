@@ -198,7 +198,8 @@ def test_close_lets_go_though_scans_live(tmp_path: Path) -> None:
 
 def read_until_it_ends(store: RocksStore, ready: threading.Barrier, ends: list[BaseException]) -> None:
     """Get and scan, over and over, checking the answers; say when the first round is done, and keep the error."""
-    keys, expected = [key(i) for i in range(0, 1_000, 7)], [value(i) for i in range(0, 1_000, 7)]
+    # A get so long that close comes while it runs, outside the interpreter lock.
+    keys, expected = [key(i) for i in range(1_000)] * 20, [value(i) for i in range(1_000)] * 20
     rounds = 0
     try:
         while True:
