@@ -111,7 +111,8 @@ CASES = [
     Case("payload-surrogate", upsert(9, ROW, [{"a": "\ud800"}]), ("payload", "unicode")),
     Case("payload-naive", upsert(9, ROW, [{"a": datetime(2024, 1, 1)}]), ("payload", "2024", ("aware", "offset"))),  # noqa: DTZ001
     Case("payload-not-mapping", upsert(9, ROW, ["text"]), ("payload", "text", "mapping")),
-    Case("payloads-not-sequence", upsert(9, ROW, {"a": 1}), ("payloads", "sequence")),
+    Case("payloads-not-sequence", upsert([8, 9], [ROW] * 2, {"a": 1, "b": 2}), ("payloads",)),
+    Case("payloads-text", upsert(9, ROW, "x"), ("payloads", "x", "sequence")),
     Case("update-payload", lambda docs: docs.update(0, payloads=[{"a": NAN}]), ("payload", "nan", "finite")),
     Case("k-zero", search(k=0), ("k", "0", ("10,000", "10000"))),
     Case("k-negative", batch(k=-1), ("k", "-1", ("10,000", "10000"))),
@@ -138,11 +139,11 @@ CASES = [
     Case(
         "record-points",
         upsert(range(10_001), np.ones((10_001, 4))),
-        ("ids", ("10,001", "10001"), ("10,000", "10000"), ("split", "upsert_table")),
+        (("ids", "points"), ("10,001", "10001"), ("10,000", "10000"), ("split", "upsert_table")),
     ),
     Case(
         "record-bytes",
-        upsert(range(40), np.ones((40, 4)), [{"t": "x" * 2**20 * 9 // 10} for _ in range(40)]),
+        upsert(range(40), np.ones((40, 4)), [{"text": "x" * 900_000}] * 40),
         (("bytes", "mib"), ("33,554,432", "33554432", "32 mib"), ("split", "upsert_table")),
     ),
     Case(

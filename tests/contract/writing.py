@@ -114,12 +114,11 @@ class WritingContract(DatabaseContract):
             np.array([[0.1, 0.2, 0.3, 0.4]], np.float16),
             np.array([[1, 2, 3, 4]], np.int8),
             np.array([[1, 2, 3, 4]], np.uint64),
-            np.array([[True, False, True, True]]),
             np.asfortranarray(np.arange(4, dtype=np.float32).reshape(1, 4)),
             np.arange(8, dtype=">f4")[::2].reshape(1, 4),
             (np.float32(1.5), 2, 3.25, np.int8(4)),
         ],
-        ids=["lists", "f8", "f2", "i1", "u8", "bool", "fortran", "big-endian-strided", "tuple"],
+        ids=["lists", "f8", "f2", "i1", "u8", "fortran", "big-endian-strided", "tuple"],
     )
     def test_real_numbers_are_rounded_to_float32(self, docs: Collection, given: Any) -> None:
         """Any real numbers are taken, and come back as the nearest float32."""

@@ -33,7 +33,7 @@ SCORE_TOLERANCE = 1e-4
 
 def timestamp_text(moment: datetime) -> str:
     """Return how a datetime stands in canonical JSON."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def plain(value: Any) -> Any:
