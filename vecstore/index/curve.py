@@ -32,14 +32,17 @@ BOUND_Z = 2.33
 CANDIDATES_ROOM = 1.25
 CANDIDATES_MIN = {1: 24, 3: 24, 10: 32}
 """Where the measured need is small, so is the cost of room."""
-SIZES = (1, 3, 10, 30, 100, 200)
-SIZES_SKIPPED = (1, 3, 10, 30, 100)
+SIZES = (1, 3, 10, 30, 100)
 QUERIES_MAX = 1_000
 QUERIES_MIN = 64
-EXACT_S_MAX = 0.4
-REFERENCE_S_MAX = 0.5
-CANDIDATES_MAX = 4_000
-REFERENCE_CANDIDATES = 2_000
+QUERIES_SKIPPED_MIN = 200
+EXACT_S_MAX = 0.25
+REFERENCE_S_MAX = 0.4
+SIZES_FAR = (200, 500, 1_000)
+QUERIES_FAR = 48
+CANDIDATES_MAX = 2_000
+CANDIDATES_FAR = 10_000
+REFERENCE_CANDIDATES = 1_200
 EF_GRID = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 Ranks = npt.NDArray[np.int32]
@@ -87,24 +90,27 @@ def _measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, seed: i
     dim = vectors.data.shape[1]
     count = len(rows)
     wanted = int(EXACT_S_MAX / (count * max(dim, 16) * 5e-11))
-    exact = _exact(vectors, rows, min(QUERIES_MAX, max(QUERIES_MIN, wanted)), seed, moved=index.kind == "hnsw")
+    exact = _exact(vectors, rows, min(QUERIES_MAX, max(QUERIES_MIN, wanted)), seed, SIZES[-1], index.kind == "hnsw")
     if index.kind == "hnsw":
         settings, measured = _walked(index, exact, rows, dim)
         return Curve(index.kind, index.lists, tuple(settings), measured)
     ranks = _ranks(index, exact, rows, Effort(min(count, CANDIDATES_MAX)))
-    settings = _unskipped(index, ranks, count, dim)
+    settings = _unskipped(index, ranks, SIZES, count, dim)
+    far = _exact(vectors, rows, QUERIES_FAR, seed + 2, SIZES_FAR[-1], False)
+    far_ranks = _ranks(index, far, rows, Effort(min(count, CANDIDATES_FAR)))
+    settings += _unskipped(index, far_ranks, SIZES_FAR, count, dim)
     if index.lists > 3:
         settings += _skipped(index, metric, vectors, exact, ranks, rows, seed)
     curve = Curve(index.kind, index.lists, tuple(settings))
     return Curve(index.kind, index.lists, curve.settings, _measured(curve, index, exact, rows))
 
 
-def _exact(vectors: Vectors, rows: Rows, wanted: int, seed: int, *, moved: bool) -> _Sample:
+def _exact(vectors: Vectors, rows: Rows, wanted: int, seed: int, size: int, moved: bool) -> _Sample:
     """Return a sample whose neighbours were found by comparing all rows."""
     rng = np.random.default_rng(seed)
     own = np.sort(rng.choice(rows, min(wanted, len(rows)), replace=False))
     queries = cpu.prepare(vectors.metric, cpu.normalised(vectors, own))
-    width = min(SIZES[-1], len(rows) - 1) + 1
+    width = min(size, len(rows) - 1) + 1
     start, stop = int(rows[0]), int(rows[-1]) + 1
     allowed = None
     if stop - start != len(rows):
@@ -179,9 +185,9 @@ def _with_room(candidates: int, k: int) -> int:
     return max(CANDIDATES_MIN.get(k, 0), math.ceil((candidates - k) * CANDIDATES_ROOM) + k) + 1
 
 
-def _unskipped(index: Index, ranks: Ranks, count: int, dim: int) -> list[Setting]:
+def _unskipped(index: Index, ranks: Ranks, sizes: tuple[int, ...], count: int, dim: int) -> list[Setting]:
     settings = []
-    for k in (size for size in SIZES if size <= ranks.shape[1]):
+    for k in (size for size in sizes if size <= ranks.shape[1]):
         for ask in TABLE_ASKS:
             needed = _needed(ranks, k, ask, ROOM_CODES)
             # Beyond what was looked at, all rows are candidates.
@@ -203,8 +209,10 @@ def _skipped(
     settings = []
     probes = 1
     while probes < index.lists // 2:
-        near = _ranks(index, sample, rows, Effort(min(count, REFERENCE_CANDIDATES), probes))
-        for k in (size for size in SIZES_SKIPPED if size <= near.shape[1]):
+        # The more lists, the dearer a query, and the less it is likely to be worth it.
+        asked = sample.first(max(QUERIES_SKIPPED_MIN, wanted * 16 // max(probes, 16)))
+        near = _ranks(index, asked, rows, Effort(min(count, REFERENCE_CANDIDATES), probes))
+        for k in (size for size in SIZES if size <= near.shape[1]):
             credit = float((ranks[:, :k] < REFERENCE_CANDIDATES).mean())
             for ask in TABLE_ASKS:
                 needed = _needed(near, k, ask, ROOM_SKIPPED_FIRST if k == 1 else ROOM_SKIPPED, credit)
@@ -212,7 +220,7 @@ def _skipped(
                     candidates = _with_room(needed, k)
                     cost_us = _cost_us(index, count, dim, probes, candidates)
                     settings.append(Setting(k, candidates, probes, 0, ask, cost_us))
-        probes = max(probes + 1, probes * 3 // 2)
+        probes = max(probes + 1, probes * 3 // 2 if probes < 32 else probes * 2)
         if _saturated(settings, near):
             break
     return settings
@@ -221,7 +229,7 @@ def _skipped(
 def _saturated(settings: list[Setting], near: Ranks) -> bool:
     """Return whether the highest ask is met for every k: more lists would only cost more."""
     met = {s.k for s in settings if s.recall >= TABLE_ASKS[-1]}
-    return all(k in met for k in SIZES_SKIPPED if k <= near.shape[1])
+    return all(k in met for k in SIZES if k <= near.shape[1])
 
 
 def _referred(index: Index, metric: Metric, vectors: Vectors, rows: Rows, wanted: int, seed: int) -> _Sample:
@@ -229,7 +237,7 @@ def _referred(index: Index, metric: Metric, vectors: Vectors, rows: Rows, wanted
     own = np.sort(np.random.default_rng(seed).choice(rows, min(wanted, len(rows)), replace=False))
     queries = cpu.prepare(metric, cpu.normalised(vectors, own))
     found = index.search(queries, Effort(min(len(rows), REFERENCE_CANDIDATES)))
-    _, columns = cpu.nearest(metric, cpu.score(vectors, queries, found), min(SIZES_SKIPPED[-1] + 1, len(rows)))
+    _, columns = cpu.nearest(metric, cpu.score(vectors, queries, found), min(SIZES[-1] + 1, len(rows)))
     return _Sample(queries, own, _others(np.take_along_axis(found, columns, 1), own))
 
 

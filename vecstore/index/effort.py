@@ -23,11 +23,13 @@ RECALL_MAX = 0.999
 ALL = 1 << 30
 SCALE_BEYOND = 1.5
 """Candidates for each hit, where k is larger than any that was measured."""
-SCALE_FILTERED = 1.5
-SCALE_FEW = 2.5
-"""Where a filter takes a topic out of its surroundings, its rows are harder to tell apart by their codes; the scale for
-filters that match less than half, and less than a tenth, of the rows."""
-
+SHARE_SKIPPING_MIN = 0.95
+"""Lists are skipped under a selection only where it allows at least this share of the rows: a filter that goes with the
+query leaves the nearest lists empty, and the rows that are left lie in lists that no curve of whole data names."""
+SCALE_FILTERED = 1.25
+SCALE_FEW = 2.0
+"""Where a filter takes a topic out of its surroundings, its rows are harder to tell apart by their codes: the room for
+filters that leave less than all, and less than a tenth, of the rows."""
 TABLE_ASKS = (0.80, 0.90, 0.95, 0.97, 0.99, 0.999)
 _CANDIDATES: Mapping[int, tuple[int, ...]] = {
     # k: candidates for the recall of TABLE_ASKS
@@ -109,32 +111,45 @@ class Curve:
     def _effort(self, recall: float, k: int, share: float, filtered: bool) -> Effort:
         if recall > RECALL_MAX:
             return Effort(ALL, 0, ALL if self.kind == "hnsw" else 0)
-        skipping = not filtered or share >= 0.5
-        # Of the nearest rows around a query, only a share may be returned: k hits reach as far as k / share rows.
-        reach = math.ceil(k / share) if filtered and skipping else k
-        sizes = sorted({s.k for s in self.settings if s.recall >= recall and (skipping or s.probes == 0)})
-        if not sizes:
+        skipping = not filtered or share >= SHARE_SKIPPING_MIN
+        reach = 2 * k if filtered and skipping else k
+        able = [s for s in self.settings if s.recall >= recall and (skipping or s.probes == 0)]
+        if not able:
             return Effort(ALL, 0, ALL if self.kind == "hnsw" else 0)
-        above = next((size for size in sizes if size >= reach), None)
-        size = sizes[-1] if above is None else above
-        able = [s for s in self.settings if s.k == size and s.recall >= recall and (skipping or s.probes == 0)]
-        best = min(able, key=lambda s: s.cost_us)
+        above = min((s.k for s in able if s.k >= reach), default=None)
+        size = max(s.k for s in able) if above is None else above
+        best = min((s for s in able if s.k == size), key=lambda s: s.cost_us)
         if above is None:
             # Nothing was measured so far out: no list is skipped, and there are more candidates for each hit.
-            sure = max((s for s in able if s.probes == 0), key=lambda s: -s.cost_us, default=best)
+            sure = min((s for s in able if s.k == size and s.probes == 0), key=lambda s: s.cost_us, default=best)
             scale = SCALE_BEYOND * reach / size
             return Effort(math.ceil(sure.candidates * scale), 0, math.ceil(sure.ef * scale))
         candidates = self._between(reach, recall, best)
         if filtered and not skipping:
-            candidates = math.ceil(candidates * (SCALE_FEW if share < 0.1 else SCALE_FILTERED))
+            candidates = self._filtered(k, candidates, able, share)
         return Effort(max(k, candidates), best.probes, best.ef)
+
+    def _filtered(self, k: int, candidates: int, able: list[Setting], share: float) -> int:
+        """Return the candidates under a filter.
+
+        Where only a share of the rows may be returned, k of them reach as far out as k / share rows do without a
+        filter, and are as hard to tell apart as those: as many candidates for each hit as any k up to there needs.
+        """
+        first: dict[int, int] = {}
+        for s in able:
+            if s.candidates < ALL:
+                first[s.k] = min(s.candidates, first.get(s.k, ALL))
+        farthest = min((size for size in first if size >= k / share), default=max(first, default=k))
+        most = max((count / size for size, count in first.items() if k <= size <= farthest), default=1.0)
+        scale = SCALE_FEW if share < 0.1 else SCALE_FILTERED
+        return math.ceil(max(candidates, most * k) * scale)
 
     def _between(self, k: int, recall: float, best: Setting) -> int:
         """Return the candidates for a k below the setting's own, on a straight line of logarithms."""
         below = [
             s
             for s in self.settings
-            if s.k < k < best.k and s.recall >= recall and (s.probes, s.ef) == (best.probes, best.ef)
+            if s.k < k < best.k and s.recall >= recall and s.probes == best.probes
         ]
         if not below:
             return best.candidates
