@@ -184,6 +184,10 @@ class Record:
         """Bytes of the whole record."""
         return HEADER_BYTES + self.header.body_bytes + MARK_BYTES
 
+    def follows(self, lsn: int, chain: bytes) -> bool:
+        """Return whether this is the next record after an LSN with a chain."""
+        return self.lsn == lsn + 1 and next_chain(chain, self.header.encode(), self.parts) == self.mark.chain
+
     def encode(self) -> bytes:
         """Return header, body and mark."""
         return b"".join((self.header.encode(), *self.parts, self.mark.encode()))
@@ -282,12 +286,12 @@ def point_key(collection: int, key: bytes) -> bytes:
 # -- points ----------------------------------------------------------------------------------------------------------
 
 
-def content_hash(key: bytes, payload: bytes, vector: bytes) -> int:
+def content_hash(key: bytes, payload: bytes, vector: bytes | memoryview) -> int:
     """Return the 128-bit hash of a point's content: length-prefixed id key, payload and vector."""
     return xxhash.xxh3_128_intdigest(content(key, payload, vector))
 
 
-def content(key: bytes, payload: bytes, vector: bytes) -> bytes:
+def content(key: bytes, payload: bytes, vector: bytes | memoryview) -> bytes:
     """Return a point's content as it is hashed, and as it is stored in the points family behind its LSN."""
     return b"".join(
         (_U32.pack(len(key)), key, _U32.pack(len(payload)), payload, _U32.pack(len(vector)), vector)

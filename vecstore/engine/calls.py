@@ -1,0 +1,164 @@
+"""Calls that wait for the committer: what they ask for, and how their callers learn what became of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DeadlineExceeded, VecstoreError
+from ..filters import Condition
+from ..record import NO_REQUEST, Kind
+from ..storage.catalog import Definition
+from ..storage.fold import PointsChange
+from ..values import Ack, FieldType, Payload, Written
+
+__all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert"]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One write under way. The caller waits; the committer answers once.
+
+    Attributes
+    ----------
+    ack
+        The level asked for.
+    request_id
+        16 bytes; zeros where the caller will not retry.
+    deadline_s
+        Monotonic time after which the committer does not start it; None for never.
+    bytes
+        What it holds in memory while it waits.
+    token
+        Of its record, once it has one.
+    """
+
+    ack: Ack = "durable"
+    request_id: bytes = NO_REQUEST
+    deadline_s: float | None = None
+    bytes: int = 0
+    token: str = ""
+    _gate: threading.Lock = field(default_factory=threading.Lock)
+    _taken: bool = False
+    _done: threading.Event = field(default_factory=threading.Event)
+    _result: Any = None
+    _error: BaseException | None = None
+
+    def take(self) -> bool:
+        """Say that the committer begins with it; False where the caller gave up or its deadline has passed."""
+        with self._gate:
+            if self._error is None and self.deadline_s is not None and time.monotonic() > self.deadline_s:
+                self._error = _too_late("refused")
+                self._done.set()
+            self._taken = self._error is None
+            return self._taken
+
+    def finish(self, result: Any) -> None:
+        """Answer the caller."""
+        self._result = result
+        self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Answer the caller with an error."""
+        self._error = error
+        self._done.set()
+
+    def result(self) -> Any:
+        """Wait for the answer, until the deadline."""
+        timeout_s = None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic())
+        if not self._done.wait(timeout_s):
+            with self._gate:
+                if not self._taken and self._error is None:
+                    self._error = _too_late("refused")
+                elif self._error is None and not self._done.is_set():
+                    raise _too_late("unknown", self.token)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+def _too_late(outcome: Any, token: str = "") -> VecstoreError:
+    hint = "give it more time" if outcome == "refused" else "ask with Database.wait(details['token']) what became of it"
+    return DeadlineExceeded(
+        "the time given ran out before the write was done", outcome=outcome, hint=hint, details={"token": token}
+    )
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Upsert(Call):
+    """Write points whole.
+
+    Attributes
+    ----------
+    payloads
+        As given, for declared and inferred fields.
+    checked
+        The fields that the payloads were checked against; checked again where the collection has others by now.
+    """
+
+    collection: int
+    change: PointsChange
+    codes: npt.NDArray[np.uint64]
+    payloads: Sequence[Payload]
+    checked: Mapping[str, FieldType]
+    inferred: bool = False
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Update(Call):
+    """Change existing points: vectors replace, payload keys merge."""
+
+    collection: int
+    keys: list[bytes]
+    vectors: npt.NDArray[np.float32] | None
+    patches: Sequence[Mapping[str, Any]] | None
+    id_kind: int
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Delete(Call):
+    """Remove points by id."""
+
+    collection: int
+    keys: list[bytes]
+    id_kind: int
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class DeleteWhere(Call):
+    """Remove points that match, as many as one record holds."""
+
+    collection: int
+    condition: Condition
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Schema(Call):
+    """A record about a collection. `make` runs in the committer and says which, or None where nothing is to be done."""
+
+    make: Callable[[], tuple[Kind, int, Definition | dict[str, Any]] | None]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Command(Call):
+    """Something to run in the committer's thread between two groups; writes no record.
+
+    Attributes
+    ----------
+    publishes
+        Whether the next view differs.
+    """
+
+    run: Callable[[], Any]
+    publishes: bool = False
+
+
+def nothing_written(lsn: int, token: str, ack: Ack) -> Written:
+    """Return the answer of a write that had nothing to do."""
+    return Written(lsn, 0, token, ack)

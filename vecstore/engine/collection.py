@@ -1,0 +1,696 @@
+"""The embedded `Collection`: checks what is given, asks the committer or a view, and brings the answer into its form."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..api import Collection
+from ..config import EXTENT_ROWS, RECORD_BYTES_MAX, RECORD_POINTS_MAX
+from ..errors import DeadlineExceeded, Exhausted, InvalidArgument, NotFound, NotPrimary
+from ..fields import check_fields
+from ..filters import Condition, parse
+from ..index import cpu
+from ..record import IdKind, Kind, PointsBody
+from ..storage.fold import PointsChange
+from ..values import (
+    Ack,
+    ArrowStream,
+    FieldType,
+    Filter,
+    Hits,
+    Id,
+    Ids,
+    Metric,
+    Payload,
+    Point,
+    SearchBatch,
+    Written,
+)
+from . import inputs, table
+from . import payload as payloads
+from .calls import Delete, DeleteWhere, Schema, Update, Upsert
+from .engine import Engine
+from .filtering import count_rows, matching_rows
+from .hits import BatchHits, FoundHits, payload_bytes, vectors_at
+from .resolve import check_id_kind, too_large
+from .rowmap import id_codes
+from .search import Ask, Found, ids_at, search
+from .state import shard_of
+from .view import CollectionView, ShardView, View
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["EmbeddedCollection"]
+
+_BATCH_SPLIT_MIN = 8
+
+
+class EmbeddedCollection(Collection):
+    """A handle on one collection of an open engine. Thread-safe.
+
+    Parameters
+    ----------
+    number
+        The collection's id: a handle follows renames, and does not follow the name.
+    """
+
+    def __init__(self, engine: Engine, number: int, name: str) -> None:
+        self._engine = engine
+        self._number = number
+        self._last_name = name
+
+    def __repr__(self) -> str:
+        return f"<Collection {self._last_name!r} of {self._engine.directory.path!r}>"
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    def _in(self, view: View) -> CollectionView:
+        found = view.collections.get(self._number)
+        if found is None:
+            raise NotFound(
+                f"collection {self._last_name!r} was dropped", details={"collection": self._last_name}
+            )
+        self._last_name = found.state.definition.name
+        return found
+
+    def _now(self) -> CollectionView:
+        self._engine.check_open()
+        return self._in(self._engine.state.view)
+
+    @property
+    def name(self) -> str:
+        return self._now().state.definition.name
+
+    @property
+    def dim(self) -> int:
+        return self._now().state.definition.dim
+
+    @property
+    def metric(self) -> Metric:
+        return self._now().state.definition.metric
+
+    @property
+    def fields(self) -> dict[str, FieldType]:
+        return dict(self._now().state.definition.fields)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return dict(self._now().state.definition.metadata)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def upsert(
+        self,
+        ids: Ids,
+        vectors: npt.ArrayLike,
+        payloads: Sequence[Payload] | pa.Table | None = None,
+        *,
+        ack: Ack = "durable",
+        timeout: float | None = None,
+    ) -> Written:
+        return self.write_points(ids, vectors, payloads, ack=ack, timeout=timeout)
+
+    def write_points(
+        self,
+        ids: Ids,
+        vectors: npt.ArrayLike,
+        given: Sequence[Payload] | pa.Table | None,
+        *,
+        ack: Ack,
+        timeout: float | None,
+        request_id: bytes = bytes(16),
+    ) -> Written:
+        """Upsert with a request id: a retry with the same one takes effect once."""
+        definition = self._now().state.definition
+        ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
+        kind, keys, _ = inputs.key_list(ids)
+        if len(keys) > RECORD_POINTS_MAX:
+            raise too_large("upsert", len(keys), 4 * definition.dim * len(keys))
+        floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
+        rows = _payload_rows(given, len(keys))
+        encoded = payloads.encode_all(rows, len(keys))
+        state = self._now().state
+        if kind is None:
+            return self._nothing(ack)
+        check_id_kind(state, kind)
+        kept = inputs.last_of_each(keys)
+        if kept is not None:
+            keys, encoded, floats = [keys[i] for i in kept], [encoded[i] for i in kept], floats[kept]
+            rows = None if rows is None else [rows[i] for i in kept]
+        size = floats.nbytes + sum(map(len, encoded))
+        if size > RECORD_BYTES_MAX:
+            raise too_large("upsert", len(keys), size)
+        fields = state.definition.fields
+        if fields and rows is not None and not state.definition.infer:
+            payloads.check(fields, rows)
+        change = PointsChange.of(PointsBody(kind, keys, encoded, floats))
+        self._engine.admit_rows(self._number, deadline_s)
+        call = Upsert(
+            ack=ack,
+            request_id=request_id,
+            deadline_s=deadline_s,
+            bytes=2 * size,
+            collection=self._number,
+            change=change,
+            codes=id_codes(kind, keys),
+            payloads=rows if rows is not None else (),
+            checked=fields,
+            inferred=state.definition.infer and rows is not None,
+        )
+        written: Written = self._engine.submit(call)
+        return written
+
+    def upsert_table(
+        self,
+        table: ArrowStream,
+        *,
+        id: str = "id",
+        vector: str = "vector",
+        ack: Ack = "durable",
+        progress: Callable[[int], None] | None = None,
+        timeout: float | None = None,
+    ) -> Written:
+        return _upsert_table(self, table, id, vector, ack, progress, timeout)
+
+    def update(
+        self,
+        ids: Ids,
+        *,
+        vectors: npt.ArrayLike | None = None,
+        payloads: Sequence[Payload] | None = None,
+        ack: Ack = "durable",
+        timeout: float | None = None,
+    ) -> Written:
+        definition = self._now().state.definition
+        ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
+        kind, keys, single = inputs.key_list(ids)
+        if vectors is None and payloads is None:
+            raise InvalidArgument("vectors, payloads: neither given; an update needs at least one of them")
+        if len(keys) > RECORD_POINTS_MAX:
+            raise too_large("update", len(keys), 4 * definition.dim * len(keys))
+        floats = None
+        if vectors is not None:
+            floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
+        patches = _patches(payloads, len(keys))
+        if kind is None:
+            return self._nothing(ack)
+        check_id_kind(self._now().state, kind)
+        kept = inputs.last_of_each(keys)
+        if kept is not None:
+            keys = [keys[i] for i in kept]
+            floats = None if floats is None else floats[kept]
+            patches = None if patches is None else [patches[i] for i in kept]
+        self._engine.admit_rows(self._number, deadline_s)
+        call = Update(
+            ack=ack,
+            deadline_s=deadline_s,
+            bytes=2 * (4 * definition.dim + 256) * len(keys),
+            collection=self._number,
+            keys=keys,
+            vectors=floats,
+            patches=patches,
+            id_kind=int(kind),
+        )
+        written: Written = self._engine.submit(call)
+        return written
+
+    def delete(
+        self,
+        *,
+        ids: Ids | None = None,
+        filter: Filter | None = None,
+        ack: Ack = "durable",
+        timeout: float | None = None,
+    ) -> Written:
+        state = self._now().state
+        ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
+        if (ids is None) == (filter is None):
+            given = "both" if ids is not None else "neither"
+            raise InvalidArgument(f"ids, filter: {given} given; allowed is exactly one of them")
+        if filter is not None:
+            return self._delete_where(parse(filter, state.definition.fields), ack, deadline_s)
+        kind, keys, _ = inputs.key_list(ids)
+        if len(keys) > RECORD_POINTS_MAX:
+            raise too_large("delete", len(keys), 16 * len(keys))
+        if kind is None:
+            return self._nothing(ack)
+        check_id_kind(state, kind)
+        keys = list(dict.fromkeys(keys))
+        size = sum(map(len, keys))
+        call = Delete(
+            ack=ack, deadline_s=deadline_s, bytes=size, collection=self._number, keys=keys, id_kind=int(kind)
+        )
+        written: Written = self._engine.submit(call)
+        return written
+
+    def _delete_where(self, condition: Condition, ack: Ack, deadline_s: float | None) -> Written:
+        total = 0
+        while True:
+            call = DeleteWhere(
+                ack=ack, deadline_s=deadline_s, bytes=4096, collection=self._number, condition=condition
+            )
+            try:
+                written: Written = self._engine.submit(call)
+            except Exception as exc:
+                details = getattr(exc, "details", None)
+                if details is not None:
+                    details["committed"] = total
+                raise
+            total += written.count
+            if written.count < RECORD_POINTS_MAX:
+                return Written(written.lsn, total, written.token, written.ack)
+
+    def _nothing(self, ack: Ack) -> Written:
+        if self._engine.committer is None:
+            raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        view = self._engine.state.view
+        return Written(view.lsn, 0, self._engine.token(view) if ack == "durable" else "", ack)
+
+    def add_field(self, name: str, type: FieldType) -> None:
+        self._now()
+        fields = check_fields({name: type})
+
+        def make() -> tuple[Kind, int, dict[str, Any]] | None:
+            view = self._in(self._engine.state.view)
+            declared = view.state.definition.fields
+            if name in declared:
+                raise InvalidArgument(f"name: field {name!r} is declared already, as {declared[name]}")
+            for shard in view.shards:
+                for extent_rows in _payloads_by_extent(shard, self._engine.state.view.lsn):
+                    payloads.check(fields, [payloads.decode(data, True) for data in extent_rows])
+            return Kind.FIELDS, self._number, {"fields": fields}
+
+        self._engine.submit(Schema(make=make))
+
+    def optimize(
+        self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None
+    ) -> None:
+        self._now()
+        if self._engine.builder is None:
+            raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        self._engine.builder.optimize(self._number, progress, _deadline(timeout))
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        vector: npt.ArrayLike,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        effort: int | None = None,
+        offset: int = 0,
+        score_threshold: float | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vector: bool = False,
+        after: str | Written | None = None,
+        timeout: float | None = None,
+    ) -> Hits:
+        engine = self._engine
+        view = engine.view(after, timeout)
+        collection = self._in(view)
+        definition = collection.state.definition
+        ask = inputs.ask_of(recall, exact, effort)
+        k, offset = inputs.checked_k(k, offset)
+        keys = inputs.checked_keys(with_payload)
+        condition = None if filter is None else parse(filter, definition.fields)
+        query = cpu.prepare(definition.metric, inputs.checked_query(vector, definition.dim, definition.metric))
+        if not engine.gate.acquire(timeout=timeout):
+            raise DeadlineExceeded("the time given ran out before the search could start", hint="give it more time")
+        try:
+            found = search(collection.shards, view.lsn, query, k + offset, condition, ask, engine.filters)
+        finally:
+            engine.gate.release()
+        if offset:
+            found = Found(found.scores[:, offset:], found.places[:, offset:], found.exact)
+        return _hits(collection, view.lsn, found, keys, with_vector, score_threshold)
+
+    def search_batch(
+        self,
+        vectors: npt.ArrayLike,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        recall: float | None = None,
+        exact: bool = False,
+        effort: int | None = None,
+        with_payload: bool | Sequence[str] = False,
+        after: str | Written | None = None,
+        timeout: float | None = None,
+    ) -> SearchBatch:
+        engine = self._engine
+        deadline_s = _deadline(timeout)
+        view = engine.view(after, timeout)
+        collection = self._in(view)
+        definition = collection.state.definition
+        ask = inputs.ask_of(recall, exact, effort)
+        k, _ = inputs.checked_k(k)
+        keys = inputs.checked_keys(with_payload)
+        condition = None if filter is None else parse(filter, definition.fields)
+        floats = inputs.checked_vectors(vectors, definition.dim, definition.metric)
+        queries = cpu.prepare(definition.metric, floats)
+        found = self._search_parts(collection, view.lsn, queries, k, condition, ask, deadline_s)
+        return _batch(collection, view.lsn, found, k, keys)
+
+    def _search_parts(
+        self,
+        collection: CollectionView,
+        lsn: int,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        condition: Condition | None,
+        ask: Ask,
+        deadline_s: float | None,
+    ) -> Found:
+        """Search a batch in parts, one on each core; every part passes the gate on its own."""
+        engine = self._engine
+
+        def part(some: npt.NDArray[np.float32]) -> Found:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if (left_s is not None and left_s <= 0) or not engine.gate.acquire(timeout=left_s):
+                raise DeadlineExceeded("the time given ran out before the search was done", hint="give it more time")
+            try:
+                return search(collection.shards, lsn, some, k, condition, ask, engine.filters)
+            finally:
+                engine.gate.release()
+
+        threads = engine.config.search_thread_count()
+        if threads == 1 or len(queries) < _BATCH_SPLIT_MIN:
+            return part(queries)
+        first, *others = np.array_split(queries, min(threads, len(queries) // (_BATCH_SPLIT_MIN // 2)))
+        waiting = [engine.pool.submit(part, some) for some in others]
+        parts = [part(first), *(future.result() for future in waiting)]
+        return _joined(parts, k)
+
+    def get(
+        self,
+        ids: Ids,
+        *,
+        with_payload: bool | Sequence[str] = True,
+        with_vector: bool = False,
+        after: str | Written | None = None,
+        timeout: float | None = None,
+    ) -> list[Point]:
+        view = self._engine.view(after, timeout)
+        collection = self._in(view)
+        kind, keys, _ = inputs.key_list(ids)
+        wanted = inputs.checked_keys(with_payload)
+        if kind is None or collection.state.id_kind is None:
+            return []
+        check_id_kind(collection.state, kind)
+        points = []
+        for key, (shard, row) in zip(keys, _located(collection, view.lsn, kind, keys), strict=True):
+            if row >= 0:
+                points.append(_point(collection.shards[shard], row, key, wanted, with_vector))
+        return points
+
+    def scan(
+        self,
+        filter: Filter | None = None,
+        *,
+        start: Id | None = None,
+        limit: int | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vector: bool = False,
+        after: str | Written | None = None,
+    ) -> Iterator[Point]:
+        view = self._engine.view(after, None)
+        collection = self._in(view)
+        condition = None if filter is None else parse(filter, collection.state.definition.fields)
+        first = None
+        if start is not None:
+            kind, keys, _ = inputs.key_list(start)
+            assert kind is not None
+            check_id_kind(collection.state, kind)
+            first = keys[0]
+        if limit is not None:
+            limit = inputs.checked_int(limit, "limit", 0, 2**63 - 1)
+        wanted = inputs.checked_keys(with_payload)
+        return self._scanned(collection, view.lsn, condition, first, limit, wanted, with_vector)
+
+    def _scanned(
+        self,
+        collection: CollectionView,
+        lsn: int,
+        condition: Condition | None,
+        first: bytes | None,
+        limit: int | None,
+        wanted: bool | tuple[str, ...],
+        with_vector: bool,
+    ) -> Iterator[Point]:
+        began_s = time.monotonic()
+        streams = [
+            ((key, i, row) for key, row in _in_order(shard, lsn, condition, first, self._engine))
+            for i, shard in enumerate(collection.shards)
+        ]
+        for count, (key, i, row) in enumerate(heapq.merge(*streams) if len(streams) > 1 else streams[0]):
+            if limit is not None and count >= limit:
+                return
+            self._engine.check_open()
+            if time.monotonic() - began_s > self._engine.config.view_age_s_max:
+                raise Exhausted(
+                    f"the scan's view is older than {self._engine.config.view_age_s_max} s",
+                    hint="begin again with start= at the last id seen, or raise view_age_s_max",
+                    details={"limit": "view_age_s_max"},
+                )
+            yield _point(collection.shards[i], row, key, wanted, with_vector)
+
+    def to_arrow(self, filter: Filter | None = None, *, with_vector: bool = True) -> pa.RecordBatchReader:
+        collection = self._now()
+        points = self.scan(filter, with_vector=with_vector)
+        return table.to_reader(collection.state, points, with_vector)
+
+    def count(
+        self, filter: Filter | None = None, *, after: str | Written | None = None, timeout: float | None = None
+    ) -> int:
+        view = self._engine.view(after, timeout)
+        collection = self._in(view)
+        if filter is None:
+            return collection.state.points
+        condition = parse(filter, collection.state.definition.fields)
+        return sum(count_rows(shard, view.lsn, condition, self._engine.filters) for shard in collection.shards)
+
+
+# -- forms -----------------------------------------------------------------------------------------------------------
+
+
+def _deadline(timeout: object) -> float | None:
+    checked = inputs.checked_timeout(timeout)
+    return None if checked is None else time.monotonic() + checked
+
+
+def _payload_rows(given: Any, count: int) -> Sequence[Payload] | None:
+    if given is None:
+        return None
+    rows = given.to_pylist() if hasattr(given, "to_pylist") else given
+    if isinstance(rows, Mapping):
+        rows = [rows]
+    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
+        raise InvalidArgument(f"payloads: {inputs.shown(given)} given; allowed is a sequence of mappings, or a table")
+    if len(rows) != count:
+        raise InvalidArgument(f"payloads: {len(rows)} given for {count} ids; there must be one for each")
+    return rows
+
+
+def _patches(given: Sequence[Payload] | None, count: int) -> list[Mapping[str, Any]] | None:
+    rows = _payload_rows(given, count)
+    if rows is None:
+        return None
+    for i, row in enumerate(rows):
+        payloads.encode(row, f"payloads[{i}]")
+    return [dict(row) for row in rows]
+
+
+def _hits(
+    collection: CollectionView,
+    lsn: int,
+    found: Found,
+    keys: bool | tuple[str, ...],
+    with_vector: bool,
+    score_threshold: float | None,
+) -> Hits:
+    shards = collection.shards
+    ids = ids_at(shards, found.places, collection.state.id_kind == IdKind.STR)[0].tolist()
+    scores = found.scores[0].tolist()
+    count = len(ids)
+    while count and (found.places[0, count - 1] < 0 or _is_beyond(scores[count - 1], score_threshold, collection)):
+        count -= 1
+    places = found.places[0, :count].tolist()
+    data = payload_bytes(shards, places) if keys is not False else None
+    vectors = vectors_at(shards, found, count) if with_vector else None
+    return FoundHits(ids[:count], scores[:count], data, keys, vectors, lsn, found.exact)
+
+
+def _is_beyond(score: float, threshold: float | None, collection: CollectionView) -> bool:
+    if threshold is None:
+        return False
+    return score > threshold if collection.state.definition.metric == "l2" else score < threshold
+
+
+def _batch(
+    collection: CollectionView, lsn: int, found: Found, k: int, keys: bool | tuple[str, ...]
+) -> SearchBatch:
+    found = _padded(found, k)
+    ids = ids_at(collection.shards, found.places, collection.state.id_kind == IdKind.STR)
+    data = None
+    if keys is not False:
+        data = [payload_bytes(collection.shards, places) for places in found.places.tolist()]
+    hits = BatchHits(ids, found.scores, data, keys, lsn, found.exact)
+    return SearchBatch(ids, found.scores, hits, lsn)
+
+
+def _padded(found: Found, k: int) -> Found:
+    missing = k - found.scores.shape[1]
+    if missing <= 0:
+        return found
+    count = len(found.scores)
+    return Found(
+        np.hstack([found.scores, np.full((count, missing), np.nan, np.float32)]),
+        np.hstack([found.places, np.full((count, missing), -1, np.int64)]),
+        found.exact,
+    )
+
+
+def _joined(parts: list[Found], k: int) -> Found:
+    parts = [_padded(part, k) for part in parts]
+    return Found(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.places for part in parts]),
+        all(part.exact for part in parts),
+    )
+
+
+# -- points ----------------------------------------------------------------------------------------------------------
+
+
+def _point(
+    shard: ShardView, row: int, key: bytes, wanted: bool | tuple[str, ...], with_vector: bool
+) -> Point:
+    id = int.from_bytes(key[1:], "big") if key[0] == IdKind.INT else key[1:].decode()
+    payload = payloads.decode(shard.payload_of(row), wanted) if wanted is not False else {}
+    return Point(id, payload, shard.rows.vectors.data[row].copy() if with_vector else None)
+
+
+def _located(
+    collection: CollectionView, lsn: int, kind: IdKind, keys: list[bytes]
+) -> list[tuple[int, int]]:
+    """Return the shard and row of each id in a view, row -1 where there is none."""
+    shards = collection.shards
+    places = shard_of(keys, len(shards)) if len(shards) > 1 else np.zeros(len(keys), np.int64)
+    codes = id_codes(kind, keys)
+    found = [(int(place), -1) for place in places]
+    for i, shard in enumerate(shards):
+        mine = np.flatnonzero(places == i).tolist()
+        left = []
+        for j in mine:
+            row = _growing_row(shard, lsn, keys[j])
+            if row is None:
+                left.append(j)
+            else:
+                found[j] = (i, row)
+        for j, row in _sealed_rows(shard, keys, codes, left):
+            found[j] = (i, row)
+    return found
+
+
+def _growing_row(shard: ShardView, lsn: int, key: bytes) -> int | None:
+    """Return the row of an id among unsealed extents: -1 where it is dead there, None where they do not have it."""
+    for growing in reversed(shard.growing):
+        at = growing.extent.find(key, growing.rows)
+        if at >= 0:
+            superseded = growing.extent.superseded
+            assert superseded is not None
+            return growing.extent.start + at if superseded[at] > lsn else -1
+    return None
+
+
+def _sealed_rows(
+    shard: ShardView, keys: list[bytes], codes: npt.NDArray[np.uint64], left: list[int]
+) -> Iterator[tuple[int, int]]:
+    if not left:
+        return
+    wanted = np.array(left, np.int64)
+    live = shard.sealed.live
+    for segment in shard.sealed.segments:
+        positions, rows = segment.map.find(codes[wanted])
+        for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
+            if live[row >> 3] >> (row & 7) & 1:
+                key = keys[left[position]]
+                extent = shard.extents[row // EXTENT_ROWS]
+                assert extent is not None
+                if extent.names is None or extent.names[row % EXTENT_ROWS] == key[1:]:
+                    yield left[position], row
+
+
+def _in_order(
+    shard: ShardView, lsn: int, condition: Condition | None, first: bytes | None, engine: Engine
+) -> Iterator[tuple[bytes, int]]:
+    """Yield id key and row of the live rows that match, in the order of their ids."""
+    rows = matching_rows(shard, lsn, condition, engine.filters)
+    if not len(rows):
+        return
+    some = shard.extents[int(rows[0]) // EXTENT_ROWS]
+    assert some is not None
+    codes = shard.rows.codes[rows]
+    if some.names is None:
+        if first is not None:
+            kept = codes >= int.from_bytes(first[1:], "big")
+            rows, codes = rows[kept], codes[kept]
+        order = np.argsort(codes)
+        for code, row in zip(codes[order].tolist(), rows[order].tolist(), strict=True):
+            yield b"\x01" + code.to_bytes(8, "big"), row
+        return
+    keyed = []
+    for row, code in zip(rows.tolist(), codes.tolist(), strict=True):
+        extent = shard.extents[row // EXTENT_ROWS]
+        assert extent is not None
+        key = extent.key_of(row % EXTENT_ROWS, code)
+        if first is None or key >= first:
+            keyed.append((key, row))
+    keyed.sort()
+    yield from keyed
+
+
+def _payloads_by_extent(shard: ShardView, lsn: int) -> Iterator[list[bytes]]:
+    """Yield the payloads of live rows, extent by extent."""
+    rows = matching_rows(shard, lsn, None)
+    for slot in np.unique(rows // EXTENT_ROWS).tolist():
+        extent = shard.extents[slot]
+        assert extent is not None
+        yield [extent.payloads[row % EXTENT_ROWS] for row in rows[rows // EXTENT_ROWS == slot].tolist()]
+
+
+def _upsert_table(
+    collection: EmbeddedCollection,
+    stream: ArrowStream,
+    id: str,
+    vector: str,
+    ack: Ack,
+    progress: Callable[[int], None] | None,
+    timeout: float | None,
+) -> Written:
+    deadline_s = _deadline(timeout)
+    committed = 0
+    last = collection._nothing(inputs.checked_ack(ack))
+    for piece in table.pieces(stream, id, vector, collection.dim, lambda: committed):
+        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        try:
+            last = collection.upsert(piece.ids, piece.vectors, piece.payloads, ack=ack, timeout=left_s)
+        except Exception as exc:
+            details = getattr(exc, "details", None)
+            if details is not None:
+                details["committed"] = committed
+            raise
+        committed += last.count
+        if progress is not None:
+            progress(committed)
+    return Written(last.lsn, committed, last.token, last.ack)

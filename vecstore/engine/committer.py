@@ -1,0 +1,438 @@
+"""The committer: the one thread that writes. It takes all calls that wait, and makes them durable with one sync.
+
+A group goes: check deadlines and request ids, resolve each call to a physical change, stage its record; write the log;
+sync once; write heads and points; publish the view; answer. Nothing is written before the whole record is known to be
+good, so a bad call is refused and changes nothing.
+
+After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on with
+the last view, and only a reopen settles what became of each waiting call.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..clock import CommitClock
+from ..config import Config
+from ..errors import Closed, Exhausted, Overloaded, Unavailable, VecstoreError
+from ..metrics import Metrics
+from ..record import NO_REQUEST, Kind
+from ..storage.base import Family, KeyValueStore, Stalled
+from ..storage.fold import Staged
+from ..storage.witness import Witness, WitnessMark
+from ..values import Written
+from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
+from .history import History
+from .resolve import Resolved, Resolver
+from .state import State
+
+__all__ = ["Committer"]
+
+_LOG_CHUNKS_PER_WRITE = 4
+_IDLE_S = 0.2
+
+
+@dataclass(slots=True)
+class _Group:
+    """Records that share a sync.
+
+    Attributes
+    ----------
+    answers
+        Each call with the LSN and the number of points to report; no LSN where it had nothing to write.
+    located
+        Rows that hold a record's ids, by position in `staged`, as long as nothing else was applied since.
+    keys
+        Ids written by the group, of each collection.
+    """
+
+    staged: list[Staged] = field(default_factory=list)
+    answers: list[tuple[Call, int | None, int]] = field(default_factory=list)
+    located: dict[int, list[int]] = field(default_factory=dict)
+    keys: dict[int, set[bytes]] = field(default_factory=dict)
+    bytes: int = 0
+    written: bool = False
+
+    @property
+    def durable(self) -> bool:
+        """Whether any call wants a sync."""
+        return any(call.ack != "memory" for call, _, _ in self.answers)
+
+
+class Committer:
+    """Owns everything that writes. `submit` and `run` may be called from any thread.
+
+    Attributes
+    ----------
+    durable_lsn
+        Every record up to it is synced.
+    broken
+        The error that ended writing; None while all is well.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        store: KeyValueStore,
+        witness: Witness,
+        history: History,
+        clock: CommitClock,
+        wall_us: Callable[[], int],
+        config: Config,
+        path: str,
+        metrics: Metrics,
+    ) -> None:
+        self._state, self._store, self._witness, self._history = state, store, witness, history
+        self._clock, self._wall_us, self._config, self._path, self._metrics = clock, wall_us, config, path, metrics
+        self._resolver = Resolver(state)
+        self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._left: Call | None = None
+        self._lock = threading.Lock()
+        self._pending_calls = 0
+        self._pending_bytes = 0
+        self._closing = False
+        self._extra_memory: Callable[[], int] = lambda: 0
+        self.durable_lsn = state.fold.tip.lsn
+        self.applied = threading.Condition()
+        self.broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take calls."""
+        self._thread.start()
+
+    def watch_memory(self, used_bytes: Callable[[], int]) -> None:
+        """Say how to learn what the store holds in memory."""
+        self._extra_memory = used_bytes
+
+    # -- callers' side -----------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> Any:
+        """Hand a call over and wait for its answer.
+
+        Raises
+        ------
+        Overloaded
+            Too much waits already.
+        """
+        with self._lock:
+            self._refuse_if_stopped(call)
+            if (
+                self._pending_calls >= self._config.pending_calls_max
+                or self._pending_bytes + call.bytes > self._config.pending_bytes_max
+            ):
+                self._metrics.shed.inc()
+                raise Overloaded(
+                    f"{self._pending_calls} writes of {self._pending_bytes} bytes wait already",
+                    hint="back off and try again",
+                    retry_after_s=0.1,
+                    details={"limit": "pending_calls_max, pending_bytes_max"},
+                )
+            self._pending_calls += 1
+            self._pending_bytes += call.bytes
+            self._queue.put(call)
+        try:
+            return call.result()
+        finally:
+            with self._lock:
+                self._pending_calls -= 1
+                self._pending_bytes -= call.bytes
+
+    def run(self, action: Callable[[], Any], *, publishes: bool = False) -> Any:
+        """Run something in the committer's thread between two groups, and return what it returns."""
+        if threading.current_thread() is self._thread:
+            return action()
+        call = Command(run=action, publishes=publishes)
+        with self._lock:
+            self._refuse_if_stopped(call)
+            self._queue.put(call)
+        return call.result()
+
+    def _refuse_if_stopped(self, call: Call) -> None:
+        if self._closing:
+            raise Closed("the store is closed")
+        if self.broken is not None and not isinstance(call, Command):
+            raise Unavailable(
+                f"the store stopped writing after an error: {self.broken}",
+                hint="close and reopen the store; reads go on meanwhile",
+                retryable=False,
+            ) from self.broken
+
+    def close(self) -> None:
+        """Finish what waits and stop."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._queue.put(None)
+        self._thread.join()
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while True:
+            call = self._left or self._queue.get()
+            self._left = None
+            if call is None:
+                return
+            if isinstance(call, Command):
+                self._run_command(call)
+            else:
+                self._run_group(call)
+
+    def _run_command(self, call: Command) -> None:
+        try:
+            if self.broken is not None:
+                raise Unavailable(f"the store stopped writing after an error: {self.broken}", retryable=False)
+            result = call.run()
+            if call.publishes:
+                self._publish()
+            call.finish(result)
+        except BaseException as exc:
+            call.fail(exc)
+
+    def _run_group(self, first: Call) -> None:
+        group = _Group()
+        call: Call | None = first
+        before = self._state.fold.position()
+        try:
+            while call is not None:
+                if group.staged and (self._conflicts(call, group) or self._is_full(group)):
+                    self._left = call
+                    break
+                self._add(call, group)
+                try:
+                    call = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if call is None or isinstance(call, Command):
+                    # Put back in front: it runs after this group.
+                    self._left = call
+                    if call is None:
+                        self._queue.put(None)
+                    break
+            self._commit(group)
+        except Stalled as exc:
+            if group.written:
+                self._stop(exc, group)
+                return
+            # Nothing was written: the records are as if they had never been staged.
+            self._state.fold.rewind(before)
+            for waiting, _, _ in group.answers:
+                waiting.fail(Overloaded(f"the disk does not keep up: {exc}", retry_after_s=1.0))
+        except BaseException as exc:
+            self._stop(exc, group)
+
+    def _is_full(self, group: _Group) -> bool:
+        return len(group.staged) >= self._config.group_records_max or group.bytes >= self._config.group_bytes_max
+
+    def _conflicts(self, call: Call, group: _Group) -> bool:
+        """Whether a call must see what the group has not applied yet."""
+        if isinstance(call, Schema):
+            return True
+        if isinstance(call, Update):
+            return not group.keys.get(call.collection, set()).isdisjoint(call.keys)
+        if isinstance(call, Delete):
+            return not group.keys.get(call.collection, set()).isdisjoint(call.keys)
+        if isinstance(call, DeleteWhere):
+            return call.collection in group.keys
+        return any(staged.points is None for staged in group.staged)
+
+    # -- staging -----------------------------------------------------------------------------------------------------
+
+    def _add(self, call: Call, group: _Group) -> None:
+        """Stage a call's records, or answer it."""
+        if self.broken is not None:
+            call.fail(Unavailable(f"the store stopped writing after an error: {self.broken}", retryable=False))
+            return
+        if not call.take():
+            return
+        try:
+            if self._answered_before(call, group):
+                return
+            self._check_room(call)
+            if isinstance(call, Schema):
+                self._stage_schema(call, group)
+            else:
+                self._stage_points(call, group)
+        except VecstoreError as exc:
+            call.fail(exc)
+            return
+        except BaseException as exc:
+            call.fail(exc)
+            raise
+        group.bytes += call.bytes
+
+    def _answered_before(self, call: Call, group: _Group) -> bool:
+        """Answer a retry of a request that took effect already."""
+        if call.request_id == NO_REQUEST:
+            return False
+        entry = self._state.fold.requests.get(call.request_id)
+        if entry is not None:
+            lsn, _, count = entry
+            group.answers.append((call, lsn, count))
+            call.token = self._token_at(lsn)
+            return True
+        for staged in group.staged:
+            if staged.record.header.request_id == call.request_id:
+                header, mark = staged.record.header, staged.record.mark
+                group.answers.append((call, header.lsn, header.count))
+                call.token = self._history.token(header.epoch, header.lsn, mark.chain)
+                return True
+        if len(self._state.fold.requests) >= self._config.request_ids_max:
+            raise Overloaded("too many request ids are remembered", hint="back off", retry_after_s=1.0)
+        return False
+
+    def _token_at(self, lsn: int) -> str:
+        tip = self._state.fold.tip
+        return self._history.token_at(lsn) or self._history.token(tip.epoch, tip.lsn, tip.chain)
+
+    def _check_room(self, call: Call) -> None:
+        """Refuse writes below the floor of free space and above the budget of memory; deletes have a lower floor."""
+        stat = os.statvfs(self._path)
+        free = stat.f_bavail * stat.f_frsize
+        removes = isinstance(call, Delete | DeleteWhere)
+        floor = self._config.disk_free_bytes_min // (4 if removes else 1)
+        if free < floor + call.bytes:
+            raise Exhausted(
+                f"disk: {free} bytes are free, below the floor of {floor}",
+                hint="free space, or lower disk_free_bytes_min; reads go on, and deletes down to a quarter of the floor",
+                details={"limit": "disk_free_bytes_min", "free": free, "floor": floor},
+            )
+        if not removes and isinstance(call, Upsert):
+            used, budget = self._extra_memory(), self._config.memory_budget_bytes()
+            if used + call.bytes > budget:
+                raise Exhausted(
+                    f"memory: the store holds {used} of {budget} bytes",
+                    hint="delete points, drop collections, or raise memory_bytes_max",
+                    details={"limit": "memory_bytes_max", "used": used, "budget": budget},
+                )
+
+    def _stage_points(self, call: Call, group: _Group) -> None:
+        assert isinstance(call, Upsert | Update | Delete | DeleteWhere)
+        resolved = self._resolve(call)
+        if resolved.fields:
+            self._stage(call, group, Kind.FIELDS, call.collection, {"fields": resolved.fields})
+        if resolved.change is None:
+            group.answers.append((call, None, 0))
+            return
+        kind = Kind.UPSERT if resolved.change.body.vectors is not None else Kind.DELETE
+        staged = self._stage(
+            call, group, kind, call.collection, resolved.change, present=resolved.present, request_id=call.request_id
+        )
+        keys = resolved.change.body.keys
+        if resolved.located is not None and len(group.staged) == 1:
+            group.located[0] = resolved.located
+        group.keys.setdefault(call.collection, set()).update(keys)
+        group.answers.append((call, staged.record.lsn, len(keys)))
+
+    def _resolve(self, call: Upsert | Update | Delete | DeleteWhere) -> Resolved:
+        if isinstance(call, Upsert):
+            return self._resolver.upsert(call)
+        if isinstance(call, Update):
+            return self._resolver.update(call)
+        if isinstance(call, Delete):
+            return self._resolver.delete(call)
+        return self._resolver.delete_where(call)
+
+    def _stage_schema(self, call: Schema, group: _Group) -> None:
+        made = call.make()
+        if made is None:
+            group.answers.append((call, None, 0))
+            return
+        kind, number, change = made
+        staged = self._stage(call, group, kind, number, change, request_id=call.request_id)
+        group.answers.append((call, staged.record.lsn, 0))
+
+    def _stage(self, call: Call, group: _Group, kind: Kind, number: int, change: Any, **more: Any) -> Staged:
+        times = (self._clock.next_us(), self._wall_us())
+        staged = self._state.fold.stage(kind, number, change, time_us=times, **more)
+        header, mark = staged.record.header, staged.record.mark
+        call.token = self._history.token(header.epoch, header.lsn, mark.chain)
+        group.staged.append(staged)
+        return staged
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _commit(self, group: _Group) -> None:
+        if group.staged:
+            self._write_log(group)
+            if group.durable:
+                self._sync(group.staged[-1])
+            for batch in self._state.fold.batches(group.staged, self._config.write_points_max):
+                self._store.write(batch)
+            self._state.fold.settle()
+            self._apply(group)
+        elif group.durable and self.durable_lsn < self._state.fold.tip.lsn:
+            self.sync()
+        self._answer(group)
+
+    def _write_log(self, group: _Group) -> None:
+        for staged in group.staged:
+            piece: list[tuple[Family, bytes, bytes | None]] = []
+            for key, value in staged.record.chunks():
+                piece.append((Family.LOG, key, value))
+                if len(piece) == _LOG_CHUNKS_PER_WRITE:
+                    self._store.write(piece)
+                    group.written, piece = True, []
+            if piece:
+                self._store.write(piece)
+                group.written = True
+            self._metrics.log_bytes.inc(staged.record.size)
+
+    def _sync(self, last: Staged) -> None:
+        with self._metrics.sync_s.time():
+            self._store.sync()
+        header, mark = last.record.header, last.record.mark
+        self.durable_lsn = header.lsn
+        self._witness.record(WitnessMark(header.lsn, mark.chain, header.epoch))
+
+    def sync(self) -> None:
+        """Make all that was written durable. In the committer's thread."""
+        tip = self._state.fold.tip
+        if self.durable_lsn < tip.lsn:
+            self._store.sync()
+            self.durable_lsn = tip.lsn
+            self._witness.record(WitnessMark(tip.lsn, tip.chain, tip.epoch))
+
+    def _apply(self, group: _Group) -> None:
+        for i, staged in enumerate(group.staged):
+            self._state.apply(staged, group.located.get(i))
+            self._history.append(staged.record)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._state.publish()
+        with self.applied:
+            self.applied.notify_all()
+
+    def _answer(self, group: _Group) -> None:
+        tip = self._state.fold.tip
+        for call, lsn, count in group.answers:
+            durable = call.ack != "memory"
+            if lsn is None:
+                call.token = self._history.token(tip.epoch, tip.lsn, tip.chain)
+            call.finish(Written(tip.lsn if lsn is None else lsn, count, call.token if durable else "", "durable" if durable else "memory"))
+
+    def _stop(self, exc: BaseException, group: _Group) -> None:
+        """End writing: what became of the group is not known."""
+        self.broken = exc
+        self._metrics.broken.set(1)
+        for call, _, _ in group.answers:
+            kind = type(exc) if isinstance(exc, Exhausted) else Unavailable
+            error = kind(
+                f"writing failed, and what became of this write is not known: {exc}",
+                outcome="unknown",
+                hint="close and reopen the store, then ask Database.wait(details['token'])",
+                details={"token": call.token},
+                retryable=False,
+            )
+            error.__cause__ = exc
+            call.fail(error)
+        with self.applied:
+            self.applied.notify_all()

@@ -1,0 +1,257 @@
+"""The embedded `Database`, and how a process shares one engine among its handles."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+import xxhash
+
+from ..api import Collection, Database
+from ..config import Config
+from ..errors import AlreadyExists, Closed, InvalidArgument, NotFound, NotPrimary
+from ..fields import check_fields
+from ..index import kinds
+from ..record import NO_REQUEST, Kind, Token
+from ..storage.catalog import Definition
+from ..values import Ack, FieldType, Metric, Payload, Written
+from . import inputs
+from . import payload as payloads
+from .calls import Schema
+from .collection import EmbeddedCollection
+from .engine import Engine
+from .status import status_of
+from .verify import verify as verify_engine
+
+__all__ = ["EmbeddedDatabase", "open_database"]
+
+_lock = threading.Lock()
+_engines: dict[str, tuple[Engine, int]] = {}
+"""Open engines by real path, with the number of handles on each."""
+
+
+def open_database(
+    path: str, *, create: bool, read_only: bool, device: str, config: Mapping[str, Any] | None
+) -> EmbeddedDatabase:
+    """Open a store, or share the engine that this process has open on it."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise InvalidArgument(f"path: {path!r} given; allowed is the path of a directory")
+    options = Config.load(config)
+    place = os.path.realpath(os.fspath(path))
+    with _lock:
+        found = _engines.get(place)
+        if found is not None and _is_usable(found[0]) and found[0].read_only == read_only:
+            _engines[place] = (found[0], found[1] + 1)
+            return EmbeddedDatabase(found[0], place)
+        engine = Engine(os.fspath(path), create=create, read_only=read_only, device=device, config=options)
+        if found is None or not _is_usable(found[0]):
+            _engines[place] = (engine, 1)
+            return EmbeddedDatabase(engine, place)
+        return EmbeddedDatabase(engine, None)
+
+
+def _is_usable(engine: Engine) -> bool:
+    try:
+        engine.check_open()
+    except Closed:
+        return False
+    return True
+
+
+class EmbeddedDatabase(Database):
+    """A handle on an open engine. Thread-safe.
+
+    Parameters
+    ----------
+    place
+        The key under which the engine is shared; None where it is this handle's alone.
+    """
+
+    def __init__(self, engine: Engine, place: str | None) -> None:
+        self._engine = engine
+        self._place = place
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Database {self._engine.directory.path!r}>"
+
+    @property
+    def engine(self) -> Engine:
+        """The open engine; refuses use after close."""
+        if self._closed:
+            raise Closed(f"the store at {self._engine.directory.path} was closed", hint="open it again")
+        self._engine.check_open()
+        return self._engine
+
+    def close(self) -> None:
+        with _lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._place is not None:
+                engine, handles = _engines.get(self._place, (self._engine, 1))
+                if engine is self._engine and handles > 1:
+                    _engines[self._place] = (engine, handles - 1)
+                    return
+                if engine is self._engine:
+                    _engines.pop(self._place, None)
+            self._engine.close()
+
+    # -- collections -------------------------------------------------------------------------------------------------
+
+    def create_collection(
+        self,
+        name: str,
+        dim: int,
+        *,
+        metric: Metric = "cosine",
+        fields: Mapping[str, FieldType] | Literal["infer"] = {},
+        index: str = "auto",
+        shards: int = 1,
+        metadata: Payload | None = None,
+        exist_ok: bool = False,
+    ) -> Collection:
+        engine = self.engine
+        infer = isinstance(fields, str) and fields == "infer"
+        definition = Definition(
+            id=0,
+            name=inputs.checked_name(name),
+            dim=inputs.checked_dim(dim),
+            metric=inputs.checked_metric(metric),
+            fields={} if infer else check_fields(fields),  # type: ignore[arg-type]
+            infer=infer,
+            index=_checked_index(index),
+            shards=inputs.checked_shards(shards),
+            metadata=payloads.decode(payloads.encode(metadata, "metadata"), True),
+            created_lsn=0,
+        )
+
+        def make() -> tuple[Kind, int, Definition] | None:
+            if name in engine.state.view.names:
+                return None
+            fold = engine.state.fold
+            writer = fold.epochs[-1].writer if fold.epochs else ""
+            number = xxhash.xxh3_64_intdigest(f"{writer}:{fold.tip.lsn + 1}".encode()) or 1
+            made = msgspec.structs.replace(definition, id=number, created_lsn=fold.tip.lsn + 1)
+            return Kind.CREATE, number, made
+
+        there = engine.state.view.names.get(name)
+        if there is None:
+            written: Written = engine.submit(Schema(make=make))
+            created = engine.state.view.names.get(name)
+            if created is not None and engine.state.view.collections[created].state.definition.created_lsn == written.lsn:
+                return EmbeddedCollection(engine, created, name)
+            there = created
+        if there is None:
+            raise NotFound(f"collection {name!r} was dropped while it was created")
+        self._check_same(there, definition, exist_ok)
+        return EmbeddedCollection(engine, there, name)
+
+    def _check_same(self, number: int, wanted: Definition, exist_ok: bool) -> None:
+        found = self.engine.state.view.collections[number].state.definition
+        if not exist_ok:
+            raise AlreadyExists(
+                f"name: collection {wanted.name!r} exists", hint="exist_ok=True returns it", details={"name": wanted.name}
+            )
+        parts = ["dim", "metric", "index", "shards", "infer"] + ([] if wanted.infer else ["fields"])
+        if wanted.metadata:
+            parts.append("metadata")
+        for part in parts:
+            if getattr(found, part) != getattr(wanted, part):
+                raise AlreadyExists(
+                    f"{part}: collection {wanted.name!r} exists with {part}={getattr(found, part)!r}, "
+                    f"given was {getattr(wanted, part)!r}",
+                    details={"name": wanted.name, "part": part},
+                )
+
+    def collection(self, name: str) -> Collection:
+        return EmbeddedCollection(self.engine, self._number(name), name)
+
+    def _number(self, name: object) -> int:
+        view = self.engine.state.view
+        number = view.names.get(inputs.checked_name(name))
+        if number is None:
+            known = ", ".join(sorted(view.names)[:10]) or "none"
+            raise NotFound(f"name: there is no collection {name!r}; there are: {known}", details={"name": name})
+        return number
+
+    def collections(self) -> list[str]:
+        return sorted(self.engine.state.view.names)
+
+    def rename_collection(self, name: str, to: str, *, replace: bool = False) -> None:
+        engine = self.engine
+        inputs.checked_name(to, "to")
+        self._number(name)
+
+        def make() -> tuple[Kind, int, dict[str, Any]] | None:
+            number = self._number(name)
+            other = engine.state.view.names.get(to)
+            if other == number:
+                return None
+            if other is not None and not replace:
+                raise AlreadyExists(f"to: collection {to!r} exists", hint="replace=True drops it", details={"name": to})
+            return Kind.RENAME, number, {"name": to, "replaces": other}
+
+        engine.submit(Schema(make=make))
+
+    def drop_collection(self, name: str, *, missing_ok: bool = False) -> None:
+        engine = self.engine
+        if missing_ok and inputs.checked_name(name) not in engine.state.view.names:
+            return
+
+        def make() -> tuple[Kind, int, dict[str, Any]] | None:
+            if missing_ok and name not in engine.state.view.names:
+                return None
+            return Kind.DROP, self._number(name), {}
+
+        engine.submit(Schema(make=make))
+
+    # -- the store ---------------------------------------------------------------------------------------------------
+
+    def wait(self, token: str, *, ack: Ack = "durable", timeout: float | None = None) -> Written:
+        engine = self.engine
+        level = inputs.checked_ack(ack)
+        timeout = inputs.checked_timeout(timeout)
+        request = _request_id(token)
+        if request is not None:
+            entry = engine.state.fold.requests.get(request)
+            if entry is None:
+                raise NotFound(
+                    f"token: request {token} did not take effect here, or is older than the window of request ids",
+                    details={"request_id": token},
+                )
+            return Written(entry[0], entry[2], engine.history.token_at(entry[0]), level)
+        place = Token.decode(token)
+        engine.await_token(place, timeout)
+        if level == "durable" and engine.durable_lsn < place.lsn and engine.committer is not None:
+            engine.committer.run(engine.committer.sync)
+        return Written(place.lsn, 0, token, level)
+
+    def status(self) -> dict[str, Any]:
+        return status_of(self.engine)
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        return verify_engine(self.engine, progress)
+
+    def checkpoint(self) -> int:
+        """Take a checkpoint now and cut the log; return its LSN. The engine does so by itself, too."""
+        engine = self.engine
+        if engine.checkpointer is None:
+            raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        return engine.checkpointer.take().lsn
+
+
+def _request_id(text: object) -> bytes | None:
+    if isinstance(text, str) and len(text) == 32 and all(c in "0123456789abcdef" for c in text):
+        request = bytes.fromhex(text)
+        return None if request == NO_REQUEST else request
+    return None
+
+
+def _checked_index(index: object) -> str:
+    if index not in kinds.KINDS:
+        raise InvalidArgument(f"index: {inputs.shown(index)} given; allowed are {', '.join(kinds.KINDS)}")
+    return str(index)

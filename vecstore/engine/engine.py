@@ -1,0 +1,289 @@
+"""One open store: its parts, put together, and the threads that run beside its callers.
+
+An `Engine` is shared by all handles of one process on one directory, until the last of them closes it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ..clock import CommitClock, SystemClock
+from ..config import Config
+from ..errors import Closed, Damaged, DeadlineExceeded, NotFound, NotPrimary, Overloaded
+from ..index import device as devices
+from ..metrics import Metrics
+from ..record import Kind, Token
+from ..storage.catalog import Epoch
+from ..storage.directory import StoreDirectory
+from ..storage.witness import Witness, WitnessMark
+from ..values import Written
+from .builder import Builder
+from .calls import Call, Schema
+from .checkpoint import Checkpointer, needed_files
+from .committer import Committer
+from .filtering import FilterCache
+from .folder import IndexFolder
+from .recovery import Recovered, open_storage, recover
+from .state import State
+from .view import CollectionView, View
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """The parts of one open store. Thread-safe.
+
+    Attributes
+    ----------
+    findings
+        What recovery mended, in sentences.
+    """
+
+    def __init__(self, path: str, *, create: bool, read_only: bool, device: str, config: Config) -> None:
+        self.device = devices.resolve(device)  # type: ignore[arg-type]
+        self.config = config
+        self.read_only = read_only
+        self.clock = SystemClock()
+        self.metrics = Metrics()
+        self.directory = StoreDirectory.open(path, create=create, read_only=read_only)
+        try:
+            self._open()
+        except BaseException:
+            self.directory.close()
+            raise
+
+    def _open(self) -> None:
+        self.store, self.findings = open_storage(self.directory, self.config, read_only=self.read_only)
+        self.witness: Witness | None = None
+        try:
+            mark = self._open_witness()
+            recovered = recover(self.store, self.directory, mark, self.config, read_only=self.read_only)
+        except BaseException:
+            self.store.close()
+            if self.witness is not None:
+                self.witness.close()
+            raise
+        self._assemble(recovered)
+
+    def _open_witness(self) -> WitnessMark | None:
+        """Open the witness. A store that had one and has lost it cannot prove that its log is whole."""
+        try:
+            self.witness = Witness.open(self.directory.witness, create=not self.read_only and self._is_new)
+        except NotFound as exc:
+            if self.read_only and self._is_new:
+                return None
+            raise Damaged(
+                f"the witness of the store at {self.directory.path} is missing",
+                hint="run `vecstore doctor DIR --accept-loss` if the log is known to be whole",
+                details={"file": "witness"},
+            ) from exc
+        return self.witness.read()
+
+    @property
+    def _is_new(self) -> bool:
+        from ..storage.base import Family
+        from ..storage.catalog import APPLIED
+
+        return self.store.get(Family.META, [APPLIED])[0] is None
+
+    def _assemble(self, recovered: Recovered) -> None:
+        self.findings = [*self.findings, *recovered.findings]
+        self.lineage = recovered.lineage
+        self.state: State = recovered.state
+        self.history = recovered.history
+        self.filters = FilterCache(self.config.filter_cache_bytes)
+        self.gate = threading.BoundedSemaphore(self.config.search_thread_count())
+        self._pool: ThreadPoolExecutor | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._memory = (0.0, 0)
+        if self.config.switch_interval_s:
+            sys.setswitchinterval(self.config.switch_interval_s)
+        folder = IndexFolder(self.directory.index)
+        if self.read_only:
+            self.committer: Committer | None = None
+            self.builder: Builder | None = None
+            self.checkpointer: Checkpointer | None = None
+            return
+        assert self.witness is not None
+        folder.clean(needed_files(recovered.entries, recovered.contents.values(), self.state.view))
+        clock = CommitClock(self.clock, self.state.fold.tip.commit_time_us)
+        self.committer = Committer(
+            self.state,
+            self.store,
+            self.witness,
+            self.history,
+            clock,
+            self.clock.wall_us,
+            self.config,
+            self.directory.path,
+            self.metrics,
+        )
+        self.committer.watch_memory(self.memory_bytes)
+        self.builder = Builder(self.state, self.committer, folder, self.config, self.metrics)
+        self.checkpointer = Checkpointer(
+            self.state,
+            self.committer,
+            self.store,
+            self.witness,
+            folder,
+            self.config,
+            self.metrics,
+            recovered.entries,
+            recovered.log_start,
+        )
+        for lsn, contents in recovered.contents.items():
+            self.checkpointer.know(lsn, contents)
+        self.committer.start()
+        self.builder.start()
+        self.checkpointer.start()
+        if not self.state.fold.epochs:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        """Write the record of the first epoch: it names this writer."""
+        tip = self.state.fold.tip
+        epoch = Epoch(1, os.urandom(8).hex(), tip.lsn, tip.chain.hex())
+        self.submit(Schema(make=lambda: (Kind.EPOCH, 0, epoch)))
+
+    # -- callers' side -----------------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """Refuse calls after close, and in a process that was forked."""
+        if self._closed:
+            raise Closed(f"the store at {self.directory.path} is closed", hint="open it again")
+        if os.getpid() != self._pid:
+            raise Closed("the store was opened before this process was forked", hint="open it in this process")
+
+    def submit(self, call: Call) -> Any:
+        """Hand a write to the committer and wait for its answer."""
+        self.check_open()
+        if self.committer is None:
+            raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        result = self.committer.submit(call)
+        assert self.builder is not None
+        self.builder.wake()
+        return result
+
+    def admit_rows(self, number: int, deadline_s: float | None) -> None:
+        """Wait until a collection takes more rows: those that no index has are bounded."""
+        if self.builder is None:
+            return
+        while self._unsealed(number) > self.config.unsealed_rows_max:
+            self.builder.wake()
+            if self.builder.failed is not None:
+                raise Overloaded(f"rows cannot be indexed: {self.builder.failed}", retryable=False)
+            self.check_open()
+            with self.builder.progress:
+                if self._unsealed(number) <= self.config.unsealed_rows_max:
+                    return
+                left_s = 0.5 if deadline_s is None else deadline_s - time.monotonic()
+                if left_s <= 0:
+                    raise DeadlineExceeded(
+                        f"{self._unsealed(number)} rows wait to be indexed, more than {self.config.unsealed_rows_max}",
+                        hint="give it more time, or raise unsealed_rows_max",
+                    )
+                self.builder.progress.wait(min(0.5, left_s))
+
+    def _unsealed(self, number: int) -> int:
+        view = self.state.view.collections.get(number)
+        return 0 if view is None else max(sum(g.rows for g in shard.growing) for shard in view.shards)
+
+    def view(self, after: str | Written | None, timeout: float | None) -> View:
+        """Return the newest view, which has the record of a token applied."""
+        self.check_open()
+        if after is None:
+            return self.state.view
+        text = after.token if isinstance(after, Written) else after
+        if not text and isinstance(after, Written):
+            self._await_lsn(after.lsn, timeout)
+            return self.state.view
+        self.await_token(Token.decode(text), timeout)
+        return self.state.view
+
+    def await_token(self, token: Token, timeout: float | None) -> None:
+        """Wait until the history has come to a token's LSN; raise `WriteLost` if it holds another record there."""
+        self.history.check(token, token.lsn if token.lsn <= self.state.view.lsn else 0)
+        if token.lsn > self.state.view.lsn:
+            self._await_lsn(token.lsn, timeout)
+            self.history.check(token, self.state.view.lsn)
+
+    def _await_lsn(self, lsn: int, timeout: float | None) -> None:
+        if self.committer is None:
+            if lsn > self.state.view.lsn:
+                raise DeadlineExceeded(f"LSN {lsn} is above this read-only view's {self.state.view.lsn}")
+            return
+        with self.committer.applied:
+            reached = self.committer.applied.wait_for(
+                lambda: self.state.view.lsn >= lsn or self._closed, timeout
+            )
+        self.check_open()
+        if not reached:
+            raise DeadlineExceeded(f"LSN {lsn} was not reached in time: this store is at {self.state.view.lsn}")
+
+    @property
+    def durable_lsn(self) -> int:
+        """Every record up to it is synced."""
+        return self.state.view.lsn if self.committer is None else self.committer.durable_lsn
+
+    def token(self, view: View) -> str:
+        """Return the token of a view that is durable."""
+        return self.history.token(view.epoch, view.lsn, view.chain)
+
+    def memory_bytes(self) -> int:
+        """Return about what the store holds in memory, mapped rows included; counted at most once a second."""
+        now = time.monotonic()
+        if now - self._memory[0] > 1.0:
+            views = list(self.state.view.collections.values())
+            self._memory = (now, sum(map(_collection_bytes, views)) + self.filters.bytes)
+        return self._memory[1]
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """Threads that help with batches."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.config.search_thread_count(), thread_name_prefix="vecstore-search")
+        return self._pool
+
+    def at_barrier(self, action: Callable[[], Any]) -> Any:
+        """Run something while no group is under way."""
+        return action() if self.committer is None else self.committer.run(action)
+
+    def close(self) -> None:
+        """Finish what is under way, take a last checkpoint, let the directory go."""
+        if self._closed:
+            return
+        if os.getpid() != self._pid:
+            self._closed = True
+            return
+        if self.builder is not None and self.checkpointer is not None and self.committer is not None:
+            self.builder.close()
+            self.checkpointer.close()
+            if self.committer.broken is None and self.checkpointer.is_due:
+                self.checkpointer.take()
+            if self.committer.broken is None and self.witness is not None:
+                self.witness.sync()
+            self.committer.close()
+        self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown()
+        self.store.close()
+        if self.witness is not None:
+            self.witness.close()
+        self.directory.close()
+
+
+def _collection_bytes(view: CollectionView) -> int:
+    total = 0
+    for shard in view.shards:
+        total += shard.columns.nbytes + shard.sealed.live.nbytes
+        total += sum(growing.extent.size for growing in shard.growing)
+        for segment in shard.sealed.segments:
+            total += segment.bytes + sum(extent.size for extent in segment.extents)
+    return total

@@ -1,0 +1,285 @@
+"""Searching a view: what each part of a shard is asked, and how the answers become one.
+
+A sealed segment with an index gives candidates, which are re-ranked exactly; everything else is compared exactly: growing
+rows, segments without an index, and the rows of a filter that leaves few. The recall asked for is met by each part, so it
+is met by the merged answer. All scores come from the same kernel and have the same bits on every path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from ..filters import Condition
+from ..index import cpu
+from ..index.base import Effort, Floats, Selection
+from ..index.base import Rows as RowNumbers
+from ..values import Metric
+from .filtering import FilterCache, growing_mask, live_selection
+from .segment import Segment, spans
+from .view import Growing, ShardView
+
+__all__ = ["Ask", "Found", "search"]
+
+SHARD_SHIFT = 40
+"""A place in a collection is a row number, with its shard above."""
+_ROW_MASK = (1 << SHARD_SHIFT) - 1
+_SCAN_ROWS_PER_384 = 2_000
+"""Up to so many matching rows of 384 dimensions are scanned: beyond, the index with a selection is cheaper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How a caller asks for quality.
+
+    Attributes
+    ----------
+    recall
+        The share of the true nearest to expect.
+    exact
+        Compare every matching row.
+    effort
+        nprobe or efSearch, instead of a recall.
+    """
+
+    recall: float
+    exact: bool = False
+    effort: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The nearest of each query, nearest first, ties by id.
+
+    Attributes
+    ----------
+    scores
+        float32 (q, k).
+    places
+        int64 (q, k): row numbers with the shard above `SHARD_SHIFT`; -1 where there are fewer than k.
+    """
+
+    scores: Floats
+    places: RowNumbers
+    exact: bool
+
+
+def search(
+    shards: tuple[ShardView, ...],
+    lsn: int,
+    queries: Floats,
+    k: int,
+    condition: Condition | None,
+    ask: Ask,
+    cache: FilterCache,
+) -> Found:
+    """Find the k nearest of each prepared query (q, dim) in a view of a collection's shards."""
+    parts: list[tuple[Floats, RowNumbers]] = []
+    exact = True
+    for number, shard in enumerate(shards):
+        for scores, rows in _sealed(shard, queries, k, condition, ask, cache):
+            parts.append((scores, rows if not number else rows + (number << SHARD_SHIFT)))
+        exact = exact and (ask.exact or _is_exact(shard, condition, cache))
+        for growing in shard.growing:
+            part = _growing(shard, growing, lsn, queries, k, condition)
+            if part is not None:
+                parts.append((part[0], part[1] if not number else part[1] + (number << SHARD_SHIFT)))
+    if not parts:
+        return Found(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64), True)
+    if len(parts) == 1:
+        scores, places = parts[0]
+    else:
+        scores = np.concatenate([part[0] for part in parts], axis=1)
+        places = np.concatenate([part[1] for part in parts], axis=1)
+    return _best(shards, scores, places, k, exact)
+
+
+def scan_rows_max(dim: int) -> int:
+    """Return up to how many matching rows are scanned instead of searched."""
+    return _SCAN_ROWS_PER_384 * 384 // dim
+
+
+def _is_exact(shard: ShardView, condition: Condition | None, cache: FilterCache) -> bool:
+    if not any(segment.index is not None for segment in shard.sealed.segments):
+        return True
+    return condition is not None and cache.match(shard, condition).count <= scan_rows_max(shard.rows.dim)
+
+
+def _sealed(
+    shard: ShardView, queries: Floats, k: int, condition: Condition | None, ask: Ask, cache: FilterCache
+) -> list[tuple[Floats, RowNumbers]]:
+    sealed = shard.sealed
+    if not sealed.segments:
+        return []
+    selection: Selection | None = None
+    share = 1.0
+    if condition is not None:
+        match = cache.match(shard, condition)
+        if not match.count:
+            return []
+        if match.count <= scan_rows_max(shard.rows.dim):
+            return [_scanned(lambda n: cpu.scan(shard.rows.vectors, queries, match.rows, n), k, match.count)]
+        selection = match.selection
+        share = match.count / max(1, sealed.rows)
+    elif any(sealed.dead):
+        selection = live_selection(sealed)
+        share = sealed.rows / sum(segment.rows for segment in sealed.segments)
+    scanned = [s for s in sealed.segments if s.index is None or ask.exact]
+    parts = [
+        _scanned(partial(cpu.scan_span, shard.rows.vectors, queries, start, stop, selection=selection), k, stop - start)
+        for segment in scanned
+        for start, stop in spans(segment.extents)
+    ]
+    searched = [s for s in sealed.segments if s.index is not None and not ask.exact]
+    candidates = [_candidates(shard, segment, queries, k, ask, selection, share) for segment in searched]
+    if candidates:
+        rows = candidates[0] if len(candidates) == 1 else np.concatenate(candidates, axis=1)
+        parts.append((cpu.score(shard.rows.vectors, queries, rows), rows))
+    return parts
+
+
+def _scanned(scan: Callable[[int], tuple[Floats, RowNumbers]], k: int, rows: int) -> tuple[Floats, RowNumbers]:
+    """Scan for the k nearest and all that are as near as the k-th, so that ties can be ordered by id."""
+    wanted = k + 1
+    while True:
+        best, found = scan(min(wanted, rows))
+        if wanted >= rows or not ((best[:, -1] == best[:, k - 1]) & np.isfinite(best[:, -1])).any():
+            return best, found
+        wanted *= 4
+
+
+def _candidates(
+    shard: ShardView, segment: Segment, queries: Floats, k: int, ask: Ask, selection: Selection | None, share: float
+) -> RowNumbers:
+    assert segment.index is not None and segment.curve is not None
+    if ask.effort is not None:
+        effort: Effort = segment.curve.effort_for(ask.effort, k)
+    else:
+        effort = segment.effort(ask.recall, k, round(share, 2) if selection else 1.0, selection is not None)
+    if effort.candidates < segment.rows:
+        return segment.index.search(queries, effort, selection)
+    found = [
+        cpu.scan_span(shard.rows.vectors, queries, start, stop, k, selection)[1]
+        for start, stop in spans(segment.extents)
+    ]
+    return np.concatenate(found, axis=1)
+
+
+def _growing(
+    shard: ShardView, growing: Growing, lsn: int, queries: Floats, k: int, condition: Condition | None
+) -> tuple[Floats, RowNumbers] | None:
+    """Compare the rows of an unsealed extent that live and match."""
+    mask = growing_mask(shard, growing, lsn, condition)
+    start = growing.extent.start
+    vectors = shard.rows.vectors
+    if mask is None or 4 * np.count_nonzero(mask) > len(mask):
+        worst = np.float32(np.inf if vectors.metric == "l2" else -np.inf)
+        scores = cpu.score_span(vectors, queries, start, start + growing.rows)
+        if mask is not None:
+            scores[:, ~mask] = worst
+        best, columns = cpu.nearest(vectors.metric, scores, k + 1)
+        rows = columns + start
+        if mask is not None:
+            rows[best == worst] = -1
+        return _with_ties(vectors.metric, scores, best, rows, start, k)
+    rows = np.flatnonzero(mask) + start
+    if not len(rows):
+        return None
+    return cpu.scan(vectors, queries, rows, len(rows))
+
+
+def _with_ties(
+    metric: Metric, scores: Floats, best: Floats, rows: RowNumbers, start: int, k: int
+) -> tuple[Floats, RowNumbers]:
+    """Widen an answer by all rows that are as near as its k-th, so that ties can be ordered by id."""
+    if best.shape[1] <= k:
+        return best, rows
+    tied = (best[:, k] == best[:, k - 1]) & np.isfinite(best[:, k])
+    if not tied.any():
+        return best[:, :k], rows[:, :k]
+    cut = best[:, k - 1 : k]
+    width = int(((scores <= cut) if metric == "l2" else (scores >= cut)).sum(axis=1)[tied].max())
+    best, columns = cpu.nearest(metric, scores, max(width, k))
+    return best, np.where(np.isfinite(best), columns + start, -1)
+
+
+def _best(shards: tuple[ShardView, ...], scores: Floats, places: RowNumbers, k: int, exact: bool) -> Found:
+    """Take the k best of each query; equal scores are ordered by id."""
+    metric = shards[0].rows.vectors.metric
+    best, columns = cpu.nearest(metric, scores, k + 1)
+    if best.shape[1] > 1:
+        tied = best[:, 1:] == best[:, :-1]
+        if tied.any():
+            for i in np.flatnonzero((tied & np.isfinite(best[:, 1:])).any(axis=1)).tolist():
+                _order_ties(shards, metric, scores[i], places[i], best[i], columns[i], k)
+    best, columns = best[:, :k], columns[:, :k]
+    taken = np.take_along_axis(places, columns, 1)
+    missing = ~np.isfinite(best) | (taken < 0)
+    if missing.any():
+        taken[missing] = -1
+        best = best.copy()
+        best[missing] = np.nan
+    return Found(best, taken, exact)
+
+
+def _order_ties(
+    shards: tuple[ShardView, ...],
+    metric: Metric,
+    scores: Floats,
+    places: RowNumbers,
+    best: Floats,
+    columns: RowNumbers,
+    k: int,
+) -> None:
+    """Write the k best columns of one query again, with equal scores in the order of their ids."""
+    cut = best[min(k, len(best)) - 1]
+    if not np.isfinite(cut):
+        within = np.flatnonzero(np.isfinite(scores))
+    else:
+        within = np.flatnonzero(scores <= cut if metric == "l2" else scores >= cut)
+    ids = [id_at(shards, place) for place in places[within].tolist()]
+    sign = 1.0 if metric == "l2" else -1.0
+    order = sorted(range(len(within)), key=lambda j: (sign * float(scores[within[j]]), ids[j]))
+    chosen = within[order[: len(best)]]
+    columns[: len(chosen)] = chosen
+    best[: len(chosen)] = scores[chosen]
+
+
+def id_at(shards: tuple[ShardView, ...], place: int) -> int | str:
+    """Return the id at a place."""
+    return shards[place >> SHARD_SHIFT].id_of(place & _ROW_MASK)
+
+
+def payload_at(shards: tuple[ShardView, ...], place: int) -> bytes:
+    """Return the payload at a place, as canonical JSON."""
+    return shards[place >> SHARD_SHIFT].payload_of(place & _ROW_MASK)
+
+
+def vector_at(shards: tuple[ShardView, ...], place: int) -> npt.NDArray[np.float32]:
+    """Return a copy of the vector at a place, as it was given."""
+    vector: npt.NDArray[np.float32] = shards[place >> SHARD_SHIFT].rows.vectors.data[place & _ROW_MASK].copy()
+    return vector
+
+
+def ids_at(shards: tuple[ShardView, ...], places: RowNumbers, strings: bool) -> npt.NDArray[np.generic]:
+    """Return the ids at places (any shape): int64 padded with -1, or object padded with None."""
+    if not strings:
+        if len(shards) == 1:
+            codes = shards[0].rows.codes
+            there = places >= 0
+            if there.all():
+                return codes[places].view(np.int64)
+            # Only rows of extents have memory behind them: no other number may be read, not even to be thrown away.
+            ids = np.full(places.shape, -1, np.int64)
+            ids[there] = codes[places[there]].view(np.int64)
+            return ids
+        flat = [-1 if place < 0 else id_at(shards, place) for place in places.ravel().tolist()]
+        return np.array(flat, np.int64).reshape(places.shape)
+    ids = np.empty(places.size, object)
+    for i, place in enumerate(places.ravel().tolist()):
+        ids[i] = None if place < 0 else id_at(shards, place)
+    return ids.reshape(places.shape)

@@ -1,0 +1,83 @@
+"""The status of a store: one tree of plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .engine import Engine
+from .view import CollectionView, ShardView
+
+__all__ = ["status_of"]
+
+
+def status_of(engine: Engine) -> dict[str, Any]:
+    """Return what there is to know of an open store."""
+    view = engine.state.view
+    broken = engine.committer.broken if engine.committer is not None else None
+    return {
+        "lineage": engine.lineage.hex(),
+        "store_id": engine.directory.store_id.hex(),
+        "region": "",
+        "role": "primary",
+        "read_only": engine.read_only,
+        "writable": not engine.read_only and broken is None,
+        "problem": "" if broken is None else str(broken),
+        "epoch": view.epoch,
+        "lsn": view.lsn,
+        "durable_lsn": engine.durable_lsn,
+        "chain": view.chain.hex(),
+        "token": engine.token(view),
+        "device": engine.device,
+        "memory_bytes": engine.memory_bytes(),
+        "memory_bytes_max": engine.config.memory_budget_bytes(),
+        "checkpoints": [entry.lsn for entry in engine.checkpointer.entries] if engine.checkpointer else [],
+        "findings": list(engine.findings),
+        "metrics": engine.metrics.to_plain(),
+        "collections": {
+            collection.state.definition.name: _collection(collection, view.lsn)
+            for collection in sorted(view.collections.values(), key=lambda c: c.state.definition.name)
+        },
+    }
+
+
+def _collection(collection: CollectionView, lsn: int) -> dict[str, Any]:
+    state = collection.state
+    definition = state.definition
+    segments = [segment for shard in collection.shards for segment in _segments(shard, lsn)]
+    measured = [s["recall"] for s in segments if s.get("recall", {}).get("source") == "measured"]
+    return {
+        "count": state.points,
+        "digest": state.digest.to_bytes(16, "big").hex(),
+        "dim": definition.dim,
+        "metric": definition.metric,
+        "index": definition.index,
+        "shards": definition.shards,
+        "fields": dict(definition.fields),
+        "metadata": dict(definition.metadata),
+        "created_lsn": definition.created_lsn,
+        "recall": measured[0] if measured else {"source": "table", "recall": {}},
+        "segments": segments,
+    }
+
+
+def _segments(shard: ShardView, lsn: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for segment, dead in zip(shard.sealed.segments, shard.sealed.dead, strict=True):
+        index, curve = segment.index, segment.curve
+        found.append(
+            {
+                "state": "sealed",
+                "rows": segment.rows,
+                "dead": dead,
+                "extents": len(segment.extents),
+                "kind": index.kind if index is not None else "flat",
+                "lists": index.lists if index is not None else 0,
+                "bytes": segment.bytes,
+                "recall": curve.report() if curve is not None else {"source": "exact", "recall": {}},
+            }
+        )
+    for growing in shard.growing:
+        alive = shard.alive(growing, lsn)
+        dead = 0 if alive is None else growing.rows - int(alive.sum())
+        found.append({"state": "growing", "rows": growing.rows, "dead": dead, "kind": "flat"})
+    return found

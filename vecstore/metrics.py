@@ -1,0 +1,96 @@
+"""What a store counts about itself: plain counters that cost next to nothing; `status` and exporters read them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["Counter", "Gauge", "Metrics", "Timing"]
+
+
+class Counter:
+    """A number that only grows. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def inc(self, by: int = 1) -> None:
+        """Add to it."""
+        with self._lock:
+            self.value += by
+
+
+class Gauge:
+    """A number that is set."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        """Set it."""
+        self.value = value
+
+
+class Timing:
+    """How often something was done and how long it took, in seconds: count, sum and maximum."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count, self.sum_s, self.max_s = 0, 0.0, 0.0
+
+    @contextmanager
+    def time(self) -> Iterator[None]:
+        """Measure what is done inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            took_s = time.perf_counter() - start
+            with self._lock:
+                self.count += 1
+                self.sum_s += took_s
+                self.max_s = max(self.max_s, took_s)
+
+
+class Metrics:
+    """The counters of one store.
+
+    Attributes
+    ----------
+    log_bytes
+        Bytes of records written to the log.
+    sync_s
+        Syncs of the log.
+    build_s
+        Seals, merges and rewrites in the background.
+    checkpoint_s
+        Checkpoints.
+    shed
+        Calls refused because too much waited.
+    broken
+        1 once the store has stopped writing.
+    rebuilt
+        Index files that were missing or damaged and were built again.
+    """
+
+    def __init__(self) -> None:
+        self.log_bytes = Counter()
+        self.shed = Counter()
+        self.rebuilt = Counter()
+        self.sync_s = Timing()
+        self.build_s = Timing()
+        self.checkpoint_s = Timing()
+        self.broken = Gauge()
+
+    def to_plain(self) -> dict[str, float]:
+        """Return all of them as plain numbers by name."""
+        plain: dict[str, float] = {}
+        for name, metric in vars(self).items():
+            if isinstance(metric, Timing):
+                plain |= {f"{name}_count": metric.count, f"{name}_sum": metric.sum_s, f"{name}_max": metric.max_s}
+            else:
+                plain[name] = metric.value
+        return plain
