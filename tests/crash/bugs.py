@@ -135,7 +135,8 @@ def redo_counts_twice() -> None:
 
     def restage(self: Fold, record: Any, *, trust: bool = False) -> Staged:
         if not trust:
-            return original(self, record)
+            staged: Staged = original(self, record)
+            return staged
         change = fold.decode_change(record)
         state = self._after(record.header, change, None)
         return self._take(Staged(record, change if isinstance(change, PointsChange) else None, state))
@@ -149,7 +150,8 @@ def id_twice_in_a_group() -> None:
 
     def old_hashes(self: Fold, keys: list[bytes], present: Sequence[bool] | None) -> list[int]:
         self._overlay = {}
-        return original(self, keys, present)
+        old: list[int] = original(self, keys, present)
+        return old
 
     original = replace(Fold, "_old_hashes", old_hashes)
 

@@ -74,9 +74,7 @@ class EmbeddedCollection(Collection):
     def _in(self, view: View) -> CollectionView:
         found = view.collections.get(self._number)
         if found is None:
-            raise NotFound(
-                f"collection {self._last_name!r} was dropped", details={"collection": self._last_name}
-            )
+            raise NotFound(f"collection {self._last_name!r} was dropped", details={"collection": self._last_name})
         self._last_name = found.state.definition.name
         return found
 
@@ -244,18 +242,14 @@ class EmbeddedCollection(Collection):
         check_id_kind(state, kind)
         keys = list(dict.fromkeys(keys))
         size = sum(map(len, keys))
-        call = Delete(
-            ack=ack, deadline_s=deadline_s, bytes=size, collection=self._number, keys=keys, id_kind=int(kind)
-        )
+        call = Delete(ack=ack, deadline_s=deadline_s, bytes=size, collection=self._number, keys=keys, id_kind=int(kind))
         written: Written = self._engine.submit(call)
         return written
 
     def _delete_where(self, condition: Condition, ack: Ack, deadline_s: float | None) -> Written:
         total = 0
         while True:
-            call = DeleteWhere(
-                ack=ack, deadline_s=deadline_s, bytes=4096, collection=self._number, condition=condition
-            )
+            call = DeleteWhere(ack=ack, deadline_s=deadline_s, bytes=4096, collection=self._number, condition=condition)
             try:
                 written: Written = self._engine.submit(call)
             except Exception as exc:
@@ -289,9 +283,7 @@ class EmbeddedCollection(Collection):
 
         self._engine.submit(Schema(make=make))
 
-    def optimize(
-        self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None
-    ) -> None:
+    def optimize(self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None) -> None:
         self._now()
         if self._engine.builder is None:
             raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
@@ -449,7 +441,7 @@ class EmbeddedCollection(Collection):
     ) -> Iterator[Point]:
         began_s = time.monotonic()
         streams = [
-            ((key, i, row) for key, row in _in_order(shard, lsn, condition, first, self._engine))
+            _in_shard(i, _in_order(shard, lsn, condition, first, self._engine))
             for i, shard in enumerate(collection.shards)
         ]
         for count, (key, i, row) in enumerate(heapq.merge(*streams) if len(streams) > 1 else streams[0]):
@@ -536,9 +528,7 @@ def _is_beyond(score: float, threshold: float | None, collection: CollectionView
     return score > threshold if collection.state.definition.metric == "l2" else score < threshold
 
 
-def _batch(
-    collection: CollectionView, lsn: int, found: Found, k: int, keys: bool | tuple[str, ...]
-) -> SearchBatch:
+def _batch(collection: CollectionView, lsn: int, found: Found, k: int, keys: bool | tuple[str, ...]) -> SearchBatch:
     found = _padded(found, k)
     ids = ids_at(collection.shards, found.places, collection.state.id_kind == IdKind.STR)
     data = None
@@ -572,17 +562,13 @@ def _joined(parts: list[Found], k: int) -> Found:
 # -- points ----------------------------------------------------------------------------------------------------------
 
 
-def _point(
-    shard: ShardView, row: int, key: bytes, wanted: bool | tuple[str, ...], with_vector: bool
-) -> Point:
+def _point(shard: ShardView, row: int, key: bytes, wanted: bool | tuple[str, ...], with_vector: bool) -> Point:
     id = int.from_bytes(key[1:], "big") if key[0] == IdKind.INT else key[1:].decode()
     payload = payloads.decode(shard.payload_of(row), wanted) if wanted is not False else {}
     return Point(id, payload, shard.rows.vectors.data[row].copy() if with_vector else None)
 
 
-def _located(
-    collection: CollectionView, lsn: int, kind: IdKind, keys: list[bytes]
-) -> list[tuple[int, int]]:
+def _located(collection: CollectionView, lsn: int, kind: IdKind, keys: list[bytes]) -> list[tuple[int, int]]:
     """Return the shard and row of each id in a view, row -1 where there is none."""
     shards = collection.shards
     places = shard_of(keys, len(shards)) if len(shards) > 1 else np.zeros(len(keys), np.int64)
@@ -658,6 +644,12 @@ def _in_order(
             keyed.append((key, row))
     keyed.sort()
     yield from keyed
+
+
+def _in_shard(i: int, rows: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
+    """Say of each row which shard it is of. Not inline: a generator in a loop would see the loop's last shard."""
+    for key, row in rows:
+        yield key, i, row
 
 
 def _payloads_by_extent(shard: ShardView, lsn: int) -> Iterator[list[bytes]]:
