@@ -14,7 +14,7 @@ Nothing here computes on rows, and nothing does I/O. Conditions are immutable an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -237,7 +237,7 @@ class Field:
     def __ge__(self, value: Any) -> Condition:
         return Compare(self.name, "$gte", value)
 
-    def is_in(self, values: Iterable[Any]) -> Condition:
+    def is_in(self, values: Sequence[Any]) -> Condition:
         """Match where the value is one of these; of a list field, where any element is."""
         return IsIn(self.name, _members(self.name, values))
 

@@ -20,7 +20,6 @@ LATER = (
     ("connect", "needs the server"),
     ("TLS", "settings of connect"),
     ("restore", "needs snapshots"),
-    ("aio", "comes with the client"),
 )
 """What the stub holds and this version does not, with the reason."""
 
