@@ -100,7 +100,7 @@ def _measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, seed: i
     far_ranks = _ranks(index, far, rows, Effort(min(count, CANDIDATES_FAR)))
     settings += _unskipped(index, far_ranks, SIZES_FAR, count, dim)
     if index.lists > 3:
-        settings += _skipped(index, metric, vectors, exact, ranks, rows, seed)
+        settings += _skipped(index, metric, vectors, ranks, rows, seed)
     curve = Curve(index.kind, index.lists, tuple(settings))
     return Curve(index.kind, index.lists, curve.settings, _measured(curve, index, exact, rows))
 
@@ -138,7 +138,8 @@ def _others(truth: Rows, own: Rows) -> Rows:
     keep = truth != own[:, None]
     full = keep.all(axis=1)
     keep[full, -1] = False
-    return truth[keep].reshape(len(truth), -1)
+    others: Rows = truth[keep].reshape(len(truth), -1)
+    return others
 
 
 def _ranks(index: Index, sample: _Sample, rows: Rows, effort: Effort) -> Ranks:
@@ -198,9 +199,7 @@ def _unskipped(index: Index, ranks: Ranks, sizes: tuple[int, ...], count: int, d
     return settings
 
 
-def _skipped(
-    index: Index, metric: Metric, vectors: Vectors, exact: _Sample, ranks: Ranks, rows: Rows, seed: int
-) -> list[Setting]:
+def _skipped(index: Index, metric: Metric, vectors: Vectors, ranks: Ranks, rows: Rows, seed: int) -> list[Setting]:
     """Return settings that look at some lists only, measured against a reference that skips none."""
     count, dim = len(rows), vectors.data.shape[1]
     each_s = _cost_us(index, count, dim, 0, REFERENCE_CANDIDATES) / 1e6

@@ -26,8 +26,8 @@ SCALE_BEYOND = 1.5
 SHARE_SKIPPING_MIN = 0.95
 """Lists are skipped under a selection only where it allows at least this share of the rows: a filter that goes with the
 query leaves the nearest lists empty, and the rows that are left lie in lists that no curve of whole data names."""
-SCALE_FILTERED = 1.25
-SCALE_FEW = 2.0
+SCALE_FILTERED = 1.75
+SCALE_FEW = 2.5
 """Where a filter takes a topic out of its surroundings, its rows are harder to tell apart by their codes: the room for
 filters that leave less than all, and less than a tenth, of the rows."""
 TABLE_ASKS = (0.80, 0.90, 0.95, 0.97, 0.99, 0.999)
@@ -146,17 +146,14 @@ class Curve:
 
     def _between(self, k: int, recall: float, best: Setting) -> int:
         """Return the candidates for a k below the setting's own, on a straight line of logarithms."""
-        below = [
-            s
-            for s in self.settings
-            if s.k < k < best.k and s.recall >= recall and s.probes == best.probes
-        ]
+        below = [s for s in self.settings if s.k < k < best.k and s.recall >= recall and s.probes == best.probes]
         if not below:
             return best.candidates
         size = max(s.k for s in below)
         low = min(s.candidates for s in below if s.k == size)
         part = math.log(k / size) / math.log(best.k / size)
-        return min(best.candidates, math.ceil(low * (best.candidates / low) ** part))
+        between: float = low * (best.candidates / low) ** part
+        return min(best.candidates, math.ceil(between))
 
     def effort_for(self, probes_or_ef: int, k: int) -> Effort:
         """Return the effort of an expert who names nprobe or efSearch."""

@@ -99,7 +99,9 @@ class Graph:
     def dump(self) -> npt.NDArray[np.uint8]:
         """Return a header, the row numbers and the bytes of the FAISS index."""
         header = Header(self.kind, self.metric, self.dim, self.count)
-        return np.concatenate([header.encode(), self._rows.astype("<i8").view(np.uint8), faiss.serialize_index(self._index)])
+        return np.concatenate(
+            [header.encode(), self._rows.astype("<i8").view(np.uint8), faiss.serialize_index(self._index)]
+        )
 
     def training(self) -> Codebook:
         """Return the ranges of the codes."""

@@ -55,7 +55,7 @@ class Header:
         """Read a header; raises `Damaged` where these are not the bytes of an index."""
         if len(data) < _FORM.size:
             raise Damaged(f"an index of {len(data)} bytes is too short")
-        magic, version, kind, metric, dim, rows = _FORM.unpack_from(data)
+        magic, version, kind, metric, dim, rows = _FORM.unpack_from(data[: _FORM.size].tobytes())
         if magic != _MAGIC or version != _VERSION or kind not in _KINDS or metric not in _METRICS:
             raise Damaged(f"these bytes are not an index of version {_VERSION}: they begin with {bytes(data[:8])!r}")
         header = cls(_KINDS[kind], cast(Metric, _METRICS[metric]), dim, rows)
