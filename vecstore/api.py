@@ -156,7 +156,8 @@ class Collection(ABC):
         ack: Ack = "durable",
         timeout: float | None = None,
     ) -> Written:
-        """Change existing points: given vectors replace, given payload keys are merged, a value of None removes its key.
+        """Change existing points: given vectors replace, given payload keys are merged, a value of None removes its
+        key.
 
         Returns
         -------
@@ -290,9 +291,7 @@ class Collection(ABC):
         """Declare a field and fill it from the payloads; refused where a payload's value does not fit."""
 
     @abstractmethod
-    def optimize(
-        self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None
-    ) -> None:
+    def optimize(self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None) -> None:
         """Wait until every row present now is sealed, merged and indexed.
 
         `progress` is called with rows done and rows in all.
@@ -376,7 +375,8 @@ class Database(ABC):
         Returns
         -------
         dict
-            ``ok``, ``lsn``, ``chain``, ``collections`` (name to digest, count) and ``damaged``, a list with a place each.
+            ``ok``, ``lsn``, ``chain``, ``collections`` (name to digest, count) and ``damaged``, a list with a place
+            each.
         """
 
     def snapshot(self, repository: str) -> Snapshot:

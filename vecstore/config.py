@@ -71,7 +71,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Rows a shard may hold that no index covers yet; beyond, upserts wait. Higher makes searches during bulk loads
         slower.
     checkpoint_log_bytes
-        A checkpoint is taken after so many bytes of log. Higher makes the log longer, and a reopen after a crash slower.
+        A checkpoint is taken after so many bytes of log. Higher makes the log longer, and a reopen after a crash
+        slower.
     checkpoint_interval_s
         A checkpoint is taken at least so often while there are writes.
     checkpoints_retained
@@ -126,9 +127,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     wal_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
 
     @classmethod
-    def load(
-        cls, options: Mapping[str, Any] | None = None, environment: Mapping[str, str] = os.environ
-    ) -> Config:
+    def load(cls, options: Mapping[str, Any] | None = None, environment: Mapping[str, str] = os.environ) -> Config:
         """Combine defaults, environment and options.
 
         Raises

@@ -42,7 +42,7 @@ __all__ = [
 
 RECORD_VERSION = 1
 _HEADER = struct.Struct("<HBBQQ16sqqQIQI")
-"""version, kind, zero, LSN, epoch, request id, commit time, wall time, collection, count, log bytes before, body bytes"""
+"""version, kind, zero, LSN, epoch, request id, commit and wall time, collection, count, log bytes, body bytes"""
 _MARK = struct.Struct("<16s16sQQ")
 """chain, digest, live points, xxh3_64 of the three"""
 _LOG_KEY = struct.Struct(">QI")
@@ -293,9 +293,7 @@ def content_hash(key: bytes, payload: bytes, vector: bytes | memoryview) -> int:
 
 def content(key: bytes, payload: bytes, vector: bytes | memoryview) -> bytes:
     """Return a point's content as it is hashed, and as it is stored in the points family behind its LSN."""
-    return b"".join(
-        (_U32.pack(len(key)), key, _U32.pack(len(payload)), payload, _U32.pack(len(vector)), vector)
-    )
+    return b"".join((_U32.pack(len(key)), key, _U32.pack(len(payload)), payload, _U32.pack(len(vector)), vector))
 
 
 def split_content(data: bytes | memoryview) -> tuple[bytes, bytes, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,8 @@ __all__ = [
 
 Id = int | str
 """An integer from 0 to 2**63-1, or 1 to 512 bytes of UTF-8; a `uuid.UUID` counts as its string."""
-if TYPE_CHECKING:
-    Ids = Id | Sequence[Id] | npt.NDArray[Any] | pa.Array[Any]
-    Filter = Condition | Mapping[str, Any]
-else:
-    Ids = Any
-    Filter = Any
+Ids: TypeAlias = "Id | Sequence[Id] | npt.NDArray[Any] | pa.Array[Any]"
+Filter: TypeAlias = "Condition | Mapping[str, Any]"
 Payload = Mapping[str, Any]
 """JSON values by key."""
 Ack = Literal["durable", "replicated", "memory"]
@@ -189,9 +185,7 @@ class SearchBatch(Sequence[Hits]):
     scores: npt.NDArray[np.float32]
     lsn: int
 
-    def __init__(
-        self, ids: npt.NDArray[Any], scores: npt.NDArray[np.float32], rows: Sequence[Hits], lsn: int
-    ) -> None:
+    def __init__(self, ids: npt.NDArray[Any], scores: npt.NDArray[np.float32], rows: Sequence[Hits], lsn: int) -> None:
         self.ids = ids
         self.scores = scores
         self.lsn = lsn

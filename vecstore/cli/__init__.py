@@ -5,5 +5,5 @@ that is printed. `files` opens a file to import; `arrays`, `tables` and `lines` 
 `ingest` writes those, and `bookmark` remembers how far it got.
 
 Only this package uses click and rich, and it talks to a store only through `Database` (for a store that does not open,
-through `vecstore.engine.recovery`).
+through `vecstore.engine.doctor`).
 """

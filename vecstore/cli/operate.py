@@ -77,8 +77,8 @@ def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
         from ..engine import recovery
     except ImportError as exc:
         raise missing(exc.name or str(exc), "cpu") from exc
-    with_loss: dict[str, Any] | None = recovery.accept_loss(path) if accept_loss else None
-    found: dict[str, Any] = recovery.diagnose(path)
+    with_loss: dict[str, Any] | None = doctor.accept_loss(path) if accept_loss else None
+    found: dict[str, Any] = doctor.diagnose(path)
     report = {**found, **({"accepted": with_loss} if with_loss is not None else {})}
     out.result(report, lambda: _print_tree(report))
     if not found.get("ok", True):

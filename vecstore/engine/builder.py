@@ -1,7 +1,7 @@
 """The builder: a thread that seals, merges, rewrites and retrains, off the path of every request.
 
-It works from views and never holds up a write. What it makes is put in place by the committer between two groups. A crash
-at any moment costs work, no data: files that no checkpoint names are removed on the next open.
+It works from views and never holds up a write. What it makes is put in place by the committer between two groups. A
+crash at any moment costs work, no data: files that no checkpoint names are removed on the next open.
 
 A shard tends towards one large sealed segment, one small one that takes in frozen extents, and the growing extent:
 
@@ -28,12 +28,13 @@ from ..config import DEAD_SHARE_MAX, EXACT_ROWS_MAX, EXTENT_ROWS, SMALL_SEGMENT_
 from ..errors import Closed, DeadlineExceeded, Unavailable
 from ..index import curve, kinds
 from ..index.base import Index
+from ..index.base import Rows as RowNumbers
 from ..metrics import Metrics
 from ..record import IdKind
 from ..storage.catalog import Definition
+from .columns import Columns
 from .committer import Committer
 from .extent import Extent, ExtentFile, Slot, settled, write_file
-from .columns import Columns
 from .folder import IndexFolder
 from .rows import Rows
 from .segment import Segment, row_map, rows_of
@@ -96,9 +97,7 @@ class Builder:
 
     # -- callers' side -----------------------------------------------------------------------------------------------
 
-    def optimize(
-        self, number: int, progress: Callable[[int, int], None] | None, deadline_s: float | None
-    ) -> None:
+    def optimize(self, number: int, progress: Callable[[int, int], None] | None, deadline_s: float | None) -> None:
         """Wait until every row that a collection has now is sealed, merged and indexed."""
         definition = self._state.view.collections[number].state.definition
         self._committer.run(lambda: self._freeze(number, definition), publishes=True)
@@ -145,7 +144,7 @@ class Builder:
                 worked = self._work()
             except Closed:
                 return
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
                 if self._committer.broken is None:
                     self.failed = exc
                     traceback.print_exc()
@@ -174,9 +173,9 @@ class Builder:
 
     def _step(self, job: _Job, names: set[str]) -> bool:
         rows = job.shard.sealed.rows + sum(growing.rows for growing in job.shard.growing)
-        if job.definition.index != "flat" and kinds.plan(job.definition.index, rows, job.definition.dim) is None:
-            if not job.shard.sealed.segments:
-                return False
+        scanned = job.definition.index != "flat" and kinds.plan(job.definition.index, rows, job.definition.dim) is None
+        if scanned and not job.shard.sealed.segments:
+            return False
         frozen = [g for g in job.shard.growing if _is_frozen(job.shard, g)]
         if frozen:
             self._seal(job, [g.extent for g in frozen], names)
@@ -231,9 +230,7 @@ class Builder:
         segment = self._grown(job, small, before, new)
         self._place(job, segment, [small] if small else [], taken)
 
-    def _grown(
-        self, job: _Job, base: Segment | None, before: tuple[Extent, ...], new: tuple[Extent, ...]
-    ) -> Segment:
+    def _grown(self, job: _Job, base: Segment | None, before: tuple[Extent, ...], new: tuple[Extent, ...]) -> Segment:
         """Return a segment of `before`, which `base` covers, and new extents."""
         extents = (*before, *new)
         rows = sum(extent.rows for extent in extents)
@@ -265,9 +262,7 @@ class Builder:
     def _segment(self, job: _Job, extents: tuple[Extent, ...], index: Index | None, trained: int) -> Segment:
         first = None if index is None else curve.table(index.kind, index.lists, job.definition.dim)
         rows = sum(extent.rows for extent in extents)
-        return Segment(
-            uuid.uuid4().hex, extents, index, first, row_map(job.shard.rows, extents), rows, trained
-        )
+        return Segment(uuid.uuid4().hex, extents, index, first, row_map(job.shard.rows, extents), rows, trained)
 
     def _merge(self, job: _Job, segments: Sequence[Segment]) -> None:
         """Make one segment of several. Rows stay where they are."""
@@ -324,7 +319,7 @@ class Builder:
 
         self._committer.run(swap, publishes=True)
 
-    def _copied(self, job: _Job, old: np.ndarray, kind: IdKind, names: set[str]) -> ExtentFile:  # type: ignore[type-arg]
+    def _copied(self, job: _Job, old: RowNumbers, kind: IdKind, names: set[str]) -> ExtentFile:
         """Write rows to a new extent's file."""
         shard = job.shard
         scratch = Rows(shard.rows.dim, shard.rows.metric, EXTENT_ROWS)
@@ -343,9 +338,7 @@ class Builder:
         name = self._folder.new_name(names, "extent")
         return write_file(self._folder.path, name, scratch, extent, len(old), columns.dump(0, len(old)))
 
-    def _place(
-        self, job: _Job, segment: Segment, replaced: Sequence[Segment], taken: dict[Extent, Extent]
-    ) -> None:
+    def _place(self, job: _Job, segment: Segment, replaced: Sequence[Segment], taken: dict[Extent, Extent]) -> None:
         """Let the committer put a segment in place of others, unless the collection is gone."""
 
         def swap() -> None:

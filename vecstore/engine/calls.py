@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..errors import DeadlineExceeded, VecstoreError
 from ..filters import Condition
 from ..record import NO_REQUEST, Kind
-from ..storage.catalog import Definition
+from ..storage.catalog import Definition, Epoch
 from ..storage.fold import PointsChange
 from ..values import Ack, FieldType, Payload, Written
 
@@ -142,7 +142,7 @@ class DeleteWhere(Call):
 class Schema(Call):
     """A record about a collection. `make` runs in the committer and says which, or None where nothing is to be done."""
 
-    make: Callable[[], tuple[Kind, int, Definition | dict[str, Any]] | None]
+    make: Callable[[], tuple[Kind, int, Definition | dict[str, Any] | Epoch] | None]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -1,8 +1,9 @@
 """Checkpoints: the rows and indexes at one LSN as files, so that a reopen folds only the rest of the log.
 
-A checkpoint at LSN n is one file that names all others: extents and index files of the sealed segments, an extent for each
-growing one, and which rows are dead. It is taken from a view, beside writers, and becomes valid with an entry in the meta
-family, after everything it names was synced. Only then may the log be cut, below the oldest checkpoint that is kept.
+A checkpoint at LSN n is one file that names all others: extents and index files of the sealed segments, an extent for
+each growing one, and which rows are dead. It is taken from a view, beside writers, and becomes valid with an entry in
+the meta family, after everything it names was synced. Only then may the log be cut, below the oldest checkpoint that
+is kept.
 
 Losing a checkpoint costs time, no data: an older one, or the points family, gives the same state.
 """
@@ -190,7 +191,7 @@ class Checkpointer:
             self._contents[entry.lsn] = contents
             for old in dropped:
                 self._contents.pop(old.lsn, None)
-            self._clean(view)
+            self._clean()
             if cut:
                 self._store.compact(Family.LOG)
             return entry
@@ -259,7 +260,7 @@ class Checkpointer:
         dead = b"" if alive is None or alive.all() else np.packbits(~alive, bitorder="little").tobytes()
         return ExtentEntry(saved, extent.slot.number, dead)
 
-    def _clean(self, view: View) -> None:
+    def _clean(self) -> None:
         """Remove the files that neither a kept checkpoint nor the store as it is needs."""
         self._folder.clean(needed_files(self.entries, self._contents.values(), self._state.view))
         current = {s.name for c in self._state.view.collections.values() for v in c.shards for s in v.sealed.segments}

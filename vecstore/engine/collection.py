@@ -1,4 +1,4 @@
-"""The embedded `Collection`: checks what is given, asks the committer or a view, and brings the answer into its form."""
+"""The embedded `Collection`: checks what is given, asks the committer or a view, and forms the answer."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class EmbeddedCollection(Collection):
     ) -> Written:
         definition = self._now().state.definition
         ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
-        kind, keys, single = inputs.key_list(ids)
+        kind, keys, _ = inputs.key_list(ids)
         if vectors is None and payloads is None:
             raise InvalidArgument("vectors, payloads: neither given; an update needs at least one of them")
         if len(keys) > RECORD_POINTS_MAX:
@@ -673,10 +673,10 @@ def _upsert_table(
     deadline_s = _deadline(timeout)
     committed = 0
     last = collection._nothing(inputs.checked_ack(ack))
-    for piece in table.pieces(stream, id, vector, collection.dim, lambda: committed):
+    for piece in table.pieces(stream, id, vector, collection.dim):
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         try:
-            last = collection.upsert(piece.ids, piece.vectors, piece.payloads, ack=ack, timeout=left_s)
+            last = collection.upsert(*piece.read(), ack=ack, timeout=left_s)
         except Exception as exc:
             details = getattr(exc, "details", None)
             if details is not None:

@@ -4,8 +4,8 @@ A group goes: check deadlines and request ids, resolve each call to a physical c
 sync once; write heads and points; publish the view; answer. Nothing is written before the whole record is known to be
 good, so a bad call is refused and changes nothing.
 
-After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on with
-the last view, and only a reopen settles what became of each waiting call.
+After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on
+with the last view, and only a reopen settles what became of each waiting call.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Committer:
             if call.publishes:
                 self._publish()
             call.finish(result)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
             call.fail(exc)
 
     def _run_group(self, first: Call) -> None:
@@ -225,7 +225,7 @@ class Committer:
             self._state.fold.rewind(before)
             for waiting, _, _ in group.answers:
                 waiting.fail(Overloaded(f"the disk does not keep up: {exc}", retry_after_s=1.0))
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
             self._stop(exc, group)
 
     def _is_full(self, group: _Group) -> bool:
@@ -263,7 +263,7 @@ class Committer:
         except VecstoreError as exc:
             call.fail(exc)
             return
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
             call.fail(exc)
             raise
         group.bytes += call.bytes
@@ -301,7 +301,7 @@ class Committer:
         if free < floor + call.bytes:
             raise Exhausted(
                 f"disk: {free} bytes are free, below the floor of {floor}",
-                hint="free space, or lower disk_free_bytes_min; reads go on, and deletes down to a quarter of the floor",
+                hint="free space, or lower disk_free_bytes_min; reads go on, and deletes down to a quarter of it",
                 details={"limit": "disk_free_bytes_min", "free": free, "floor": floor},
             )
         if not removes and isinstance(call, Upsert):
@@ -417,7 +417,14 @@ class Committer:
             durable = call.ack != "memory"
             if lsn is None:
                 call.token = self._history.token(tip.epoch, tip.lsn, tip.chain)
-            call.finish(Written(tip.lsn if lsn is None else lsn, count, call.token if durable else "", "durable" if durable else "memory"))
+            call.finish(
+                Written(
+                    tip.lsn if lsn is None else lsn,
+                    count,
+                    call.token if durable else "",
+                    "durable" if durable else "memory",
+                )
+            )
 
     def _stop(self, exc: BaseException, group: _Group) -> None:
         """End writing: what became of the group is not known."""

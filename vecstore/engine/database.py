@@ -142,7 +142,10 @@ class EmbeddedDatabase(Database):
         if there is None:
             written: Written = engine.submit(Schema(make=make))
             created = engine.state.view.names.get(name)
-            if created is not None and engine.state.view.collections[created].state.definition.created_lsn == written.lsn:
+            if (
+                created is not None
+                and engine.state.view.collections[created].state.definition.created_lsn == written.lsn
+            ):
                 return EmbeddedCollection(engine, created, name)
             there = created
         if there is None:
@@ -154,7 +157,9 @@ class EmbeddedDatabase(Database):
         found = self.engine.state.view.collections[number].state.definition
         if not exist_ok:
             raise AlreadyExists(
-                f"name: collection {wanted.name!r} exists", hint="exist_ok=True returns it", details={"name": wanted.name}
+                f"name: collection {wanted.name!r} exists",
+                hint="exist_ok=True returns it",
+                details={"name": wanted.name},
             )
         parts = ["dim", "metric", "index", "shards", "infer"] + ([] if wanted.infer else ["fields"])
         if wanted.metadata:

@@ -18,8 +18,9 @@ from ..config import Config
 from ..errors import Closed, Damaged, DeadlineExceeded, NotFound, NotPrimary, Overloaded
 from ..index import device as devices
 from ..metrics import Metrics
-from ..record import Kind, Token
-from ..storage.catalog import Epoch
+from ..record import Kind, Token, log_key
+from ..storage.base import Family
+from ..storage.catalog import APPLIED, Epoch
 from ..storage.directory import StoreDirectory
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
@@ -46,11 +47,12 @@ class Engine:
     """
 
     def __init__(self, path: str, *, create: bool, read_only: bool, device: str, config: Config) -> None:
-        self.device = devices.resolve(device)  # type: ignore[arg-type]
+        self.device = devices.resolve(device)
         self.config = config
         self.read_only = read_only
         self.clock = SystemClock()
         self.metrics = Metrics()
+        self.witness: Witness | None = None
         self.directory = StoreDirectory.open(path, create=create, read_only=read_only)
         try:
             self._open()
@@ -60,7 +62,6 @@ class Engine:
 
     def _open(self) -> None:
         self.store, self.findings = open_storage(self.directory, self.config, read_only=self.read_only)
-        self.witness: Witness | None = None
         try:
             mark = self._open_witness()
             recovered = recover(self.store, self.directory, mark, self.config, read_only=self.read_only)
@@ -87,10 +88,9 @@ class Engine:
 
     @property
     def _is_new(self) -> bool:
-        from ..storage.base import Family
-        from ..storage.catalog import APPLIED
-
-        return self.store.get(Family.META, [APPLIED])[0] is None
+        """Whether nothing was ever applied: then there may be no witness yet."""
+        applied, first = self.store.get(Family.META, [APPLIED]), self.store.get(Family.LOG, [log_key(1)])
+        return applied[0] is None and first[0] is None
 
     def _assemble(self, recovered: Recovered) -> None:
         self.findings = [*self.findings, *recovered.findings]
@@ -220,9 +220,7 @@ class Engine:
                 raise DeadlineExceeded(f"LSN {lsn} is above this read-only view's {self.state.view.lsn}")
             return
         with self.committer.applied:
-            reached = self.committer.applied.wait_for(
-                lambda: self.state.view.lsn >= lsn or self._closed, timeout
-            )
+            reached = self.committer.applied.wait_for(lambda: self.state.view.lsn >= lsn or self._closed, timeout)
         self.check_open()
         if not reached:
             raise DeadlineExceeded(f"LSN {lsn} was not reached in time: this store is at {self.state.view.lsn}")

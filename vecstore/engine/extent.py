@@ -1,12 +1,12 @@
 """Extents: runs of rows, first growing in memory, then files that are mapped and never change.
 
-The fixed-width columns of an extent live in the shard's `Rows`, at the extent's slot; this module has what is of varying
-length (payloads, string ids), what only a growing extent needs (who supersedes whom), and the file.
+The fixed-width columns of an extent live in the shard's `Rows`, at the extent's slot; this module has what is of
+varying length (payloads, string ids), what only a growing extent needs (who supersedes whom), and the file.
 
-File (docs/formats.md): one page of header, then sections that begin at page boundaries. The header is JSON and names each
-section with offset, size and xxh3_64; it ends with its own xxh3_128, which is the checksum that a checkpoint keeps. A file
-is read whole and checked before it is mapped: a flipped bit is `Damaged`, never an answer. Files are written with
-`os.write`, synced and renamed, so that a file with its final name is complete.
+File (docs/formats.md): one page of header, then sections that begin at page boundaries. The header is JSON and names
+each section with offset, size and xxh3_64; it ends with its own xxh3_128, which is the checksum that a checkpoint
+keeps. A file is read whole and checked before it is mapped: a flipped bit is `Damaged`, never an answer. Files are
+written with `os.write`, synced and renamed, so that a file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Blob:
 
 
 class Slot:
-    """The right to a slot of a shard, shared by all who show its rows; the slot is free again when the last of them goes.
+    """The right to a slot of a shard, shared by all who show its rows; the slot is free again when the last of them
+    goes.
 
     Parameters
     ----------
@@ -226,9 +227,7 @@ class _Header(msgspec.Struct, frozen=True):
     sections: dict[str, Place]
 
 
-def write_file(
-    folder: str, name: str, rows: Rows, extent: Extent, count: int, fields: bytes
-) -> ExtentFile:
+def write_file(folder: str, name: str, rows: Rows, extent: Extent, count: int, fields: bytes) -> ExtentFile:
     """Write the first `count` rows of an extent to a file, durably.
 
     Parameters
@@ -357,7 +356,7 @@ def _blob(header: _Header, data: memoryview, ends: str, pieces: str) -> Blob:
 def _joined(pieces: Pieces, count: int) -> tuple[memoryview, bytes]:
     taken = [pieces[i] for i in range(count)]
     ends = np.cumsum(np.fromiter(map(len, taken), np.uint64, count)).astype("<u4")
-    return memoryview(ends).cast("B"), b"".join(taken)
+    return ends.data.cast("B"), b"".join(taken)
 
 
 def _read_header(file: int, entry: ExtentFile) -> _Header:
@@ -365,9 +364,14 @@ def _read_header(file: int, entry: ExtentFile) -> _Header:
     start = len(_MAGIC) + 4
     size = int.from_bytes(page[len(_MAGIC) : start], "little")
     check = page[start + size : start + size + _CHECK_BYTES]
-    if not page.startswith(_MAGIC) or xxhash.xxh3_128_digest(page[: start + size]) != check or check.hex() != entry.check:
+    if (
+        not page.startswith(_MAGIC)
+        or xxhash.xxh3_128_digest(page[: start + size]) != check
+        or check.hex() != entry.check
+    ):
         raise Damaged(
-            f"extent {entry.name}: its header is not what was written", details={"file": entry.name, "section": "header"}
+            f"extent {entry.name}: its header is not what was written",
+            details={"file": entry.name, "section": "header"},
         )
     return msgspec.json.decode(page[start : start + size], type=_Header)
 

@@ -1,7 +1,8 @@
 """Which rows of a shard match a condition: bitmaps over sealed rows, cached; masks over growing ones, made each time.
 
-Two levels are cached under one budget. A bitmap of what matches goes by (structure, condition) and outlives deletions; a
-selection, the bitmap ANDed with the live rows, goes by (serial, condition) and serves until a sealed row dies.
+Two levels are cached under one budget. A bitmap of what matches goes by (structure, condition) and outlives
+deletions; a selection, the bitmap ANDed with the live rows, goes by (serial, condition) and serves until a sealed row
+dies.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import numpy.typing as npt
 from ..config import EXTENT_ROWS
 from ..filters import Condition
 from ..index.base import Rows as RowNumbers
-from ..index.base import Selection
-from ..index.cpu import selection
+from ..index.cpu import BitmapSelection, selection
 from .view import Bitmap, Growing, Sealed, ShardView
 
 __all__ = ["FilterCache", "Match", "matching_rows"]
@@ -29,7 +29,7 @@ _ENTRY_BYTES = 400
 class Match:
     """Sealed rows that match and live, with what is worth keeping of them."""
 
-    selection: Selection
+    selection: BitmapSelection
     count: int
     _rows: RowNumbers | None = None
 
@@ -147,7 +147,7 @@ def count_rows(shard: ShardView, lsn: int, condition: Condition, cache: FilterCa
     return count
 
 
-def live_selection(sealed: Sealed) -> Selection:
+def live_selection(sealed: Sealed) -> BitmapSelection:
     """Return the selection of all live sealed rows; made once for each state of the segments."""
     found = sealed.selections.get("live")
     if found is None:

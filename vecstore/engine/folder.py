@@ -53,7 +53,7 @@ class IndexFolder:
 
     def write(self, name: str, data: npt.NDArray[np.uint8] | bytes) -> tuple[int, str]:
         """Write a file durably; return its size and xxh3_128."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data if isinstance(data, bytes) else data.data).cast("B")
         path = os.path.join(self.path, name)
         file = os.open(path + ".new", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
@@ -71,7 +71,7 @@ class IndexFolder:
             data = np.fromfile(path, np.uint8)
         except OSError as exc:
             raise Damaged(f"index file {name} cannot be read: {exc}", details={"file": name}) from exc
-        if len(data) != size or xxhash.xxh3_128_hexdigest(data) != check:
+        if len(data) != size or xxhash.xxh3_128_hexdigest(data.data) != check:
             raise Damaged(f"index file {name} is not what was written", details={"file": name, "bytes": size})
         return data
 

@@ -1,9 +1,11 @@
-"""What callers give, checked and brought into the engine's forms. Pure; every refusal names field, value and what is allowed."""
+"""What callers give, checked and brought into the engine's forms. Pure.
+
+Every refusal names the field, the value and what is allowed.
+"""
 
 from __future__ import annotations
 
 import math
-import numbers
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -39,7 +41,7 @@ def checked_name(name: object, what: str = "name") -> str:
 
 def checked_int(value: object, what: str, low: int, high: int) -> int:
     """Check a whole number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= int(value) <= high:
         raise InvalidArgument(f"{what}: {shown(value)} given; allowed is a whole number from {low} to {high}")
     return int(value)
 
@@ -69,7 +71,7 @@ def checked_ack(ack: object) -> Ack:
         )
     if ack not in ("durable", "memory"):
         raise InvalidArgument(f"ack: {shown(ack)} given; allowed are 'durable', 'memory'")
-    return ack  # type: ignore[return-value]
+    return ack
 
 
 def checked_timeout(timeout: object) -> float | None:
@@ -229,19 +231,19 @@ def checked_k(k: object, offset: object = 0) -> tuple[int, int]:
     return k, checked_int(offset, "offset", 0, 2**31)
 
 
-def ask_of(recall: float | None, exact: bool, effort: int | None) -> Ask:
+def ask_of(recall: Any, exact: bool, effort: int | None) -> Ask:
     """Return how a caller asks for quality; `recall`, `exact` and `effort` exclude each other."""
     if recall is None and not exact and effort is None:
         return _default_ask
     if (recall is not None) + bool(exact) + (effort is not None) > 1:
         raise InvalidArgument(
-            f"recall, exact, effort: recall={recall!r}, exact={exact!r}, effort={effort!r} given; allowed is one of them"
+            f"recall, exact, effort: recall={recall!r}, exact={exact!r}, effort={effort!r} given; allowed is one"
         )
     if effort is not None:
         return Ask(RECALL_DEFAULT, effort=checked_int(effort, "effort", 1, 2**31 - 1))
     if recall is None:
         return Ask(1.0, exact=True)
-    if isinstance(recall, bool) or not isinstance(recall, numbers.Real) or not 0 < recall <= 1:
+    if isinstance(recall, bool) or not isinstance(recall, float | int | np.number) or not 0 < recall <= 1:
         raise InvalidArgument(f"recall: {shown(recall)} given; allowed is a number above 0, up to 1")
     return Ask(1.0, exact=True) if recall == 1 else Ask(float(recall))
 

@@ -81,9 +81,10 @@ class AddressSpace:
     def array(self, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int) -> npt.NDArray[Any]:
         """Return an array over the addresses from an offset, mapped or not."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        assert 0 <= offset and offset + size <= self.size, "outside of the space"
-        buffer = (ctypes.c_char * size).from_address(self.address + offset)
-        return np.frombuffer(buffer, dtype).reshape(shape)
+        assert offset >= 0 and offset + size <= self.size, "outside of the space"
+        buffer: Any = (ctypes.c_char * size).from_address(self.address + offset)
+        array: npt.NDArray[Any] = np.frombuffer(buffer, dtype).reshape(shape)
+        return array
 
     def _place(self, offset: int, size: int, protection: int, flags: int, file: int = -1, at: int = 0) -> None:
         size = paged(size)
@@ -91,9 +92,7 @@ class AddressSpace:
         if size:
             self._map(self.address + offset, size, protection, flags | _MAP_FIXED, file, at)
 
-    def _map(
-        self, address: int | None, size: int, protection: int, flags: int, file: int = -1, at: int = 0
-    ) -> int:
+    def _map(self, address: int | None, size: int, protection: int, flags: int, file: int = -1, at: int = 0) -> int:
         place: int | None = _libc.mmap(address, size, protection, flags, file, at)
         if place is None or place == _FAILED:
             code = ctypes.get_errno()

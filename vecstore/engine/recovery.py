@@ -5,8 +5,9 @@
 2. The log is read whole: it must be dense, each record must carry on the chain, and a last record without its commit
    mark never happened. It must reach the witness, or acknowledged records are gone: `Damaged` names their LSNs.
 3. Committed records above the applied LSN are applied to the families again; their digests are those in their marks.
-4. Rows come from the newest checkpoint that is sound, then the log is folded on top; without a checkpoint they come from
-   the points family. An index file that is missing or damaged is left out: its rows are scanned until it is built again.
+4. Rows come from the newest checkpoint that is sound, then the log is folded on top; without a checkpoint they come
+   from the points family. An index file that is missing or damaged is left out: its rows are scanned until it is
+   built again.
 
 A read-only open does the same in memory and writes nothing.
 """
@@ -20,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -89,14 +91,20 @@ class Recovered:
 
 def open_storage(directory: StoreDirectory, config: Config, *, read_only: bool) -> tuple[RocksStore, list[str]]:
     """Open RocksDB, strictly if it can be; return it with what had to be mended."""
-    options = {"write_buffer_bytes": config.write_buffer_bytes, "wal_bytes_max": config.wal_bytes_max}
+    opened = partial(
+        open_store,
+        directory.rocks,
+        write_buffer_bytes=config.write_buffer_bytes,
+        wal_bytes_max=config.wal_bytes_max,
+        read_only=read_only,
+    )
     try:
-        return open_store(directory.rocks, **options, strict=True, read_only=read_only), []
+        return opened(strict=True), []
     except Damaged as exc:
         if read_only:
-            return open_store(directory.rocks, **options, strict=False, read_only=True), [str(exc)]
+            return opened(strict=False), [str(exc)]
         _quarantine(directory)
-        store = open_store(directory.rocks, **options, strict=False)
+        store = opened(strict=False)
         return store, [f"the write-ahead log was opened at its last consistent point: {exc}"]
 
 
@@ -236,13 +244,13 @@ class LogReader:
         self.torn = []
         for key, value in self._store.scan(Family.LOG, log_key(after + 1)):
             if keys and log_key_lsn(key)[0] != log_key_lsn(keys[0])[0]:
-                yield self._joined(keys, pieces, last=False)
+                yield self._joined(keys, pieces)
                 keys, pieces = [], []
             keys.append(key)
             pieces.append(value)
         if keys:
             if self._is_whole(pieces):
-                yield self._joined(keys, pieces, last=True)
+                yield self._joined(keys, pieces)
             else:
                 self.torn = keys
 
@@ -253,7 +261,7 @@ class LogReader:
             return False
         return size >= HEADER_BYTES + Header.decode(b"".join(pieces)[:HEADER_BYTES]).body_bytes + MARK_BYTES
 
-    def _joined(self, keys: list[bytes], pieces: list[bytes], *, last: bool) -> Record:
+    def _joined(self, keys: list[bytes], pieces: list[bytes]) -> Record:
         lsn = log_key_lsn(keys[0])[0]
         numbers = [log_key_lsn(key)[1] for key in keys]
         try:
@@ -381,9 +389,7 @@ def _segment(
             findings.append(f"the index of segment {entry.name} is built again: {exc}")
             index = curve = None
     count = sum(extent.rows for extent in extents)
-    return Segment(
-        entry.name, extents, index, curve, row_map(rows, extents), count, entry.trained_rows, entry.measured
-    )
+    return Segment(entry.name, extents, index, curve, row_map(rows, extents), count, entry.trained_rows, entry.measured)
 
 
 def _load_growing(shard: Shard, entry: ExtentEntry, folder: IndexFolder) -> None:
@@ -417,8 +423,9 @@ def rebuild(state: State, store: KeyValueStore, number: int) -> None:
         data = np.frombuffer(b"".join(vectors), "<f4").reshape(len(keys), dim)
         body = PointsBody(IdKind(keys[0][0]), list(keys), list(payloads), data)
         _append(state.shards[number], np.array(lsns, np.int64), body)
+        pending: list[Any]
         for pending in (keys, payloads, vectors, lsns):
-            pending.clear()  # type: ignore[attr-defined]
+            pending.clear()
 
     for place, value in store.scan(Family.POINTS, prefix, stop):
         key, payload, vector = split_content(value[8:])
@@ -441,45 +448,3 @@ def _append(shards: list[Shard], lsns: np.ndarray[tuple[int], np.dtype[np.int64]
         if len(mine):
             part = part_of(body, mine.tolist())
             shard.append(lsns[mine], part, id_codes(part.kind, part.keys))
-
-
-# -- doctor ----------------------------------------------------------------------------------------------------------
-
-
-def diagnose(path: str) -> dict[str, Any]:
-    """Say whether a store opens, and what is wrong with it; changes nothing but what an open would mend.
-
-    Returns
-    -------
-    dict
-        ``ok``, ``problem`` and ``hint`` (empty where all is well), ``findings``, ``details``.
-    """
-    directory = StoreDirectory.open(path, create=False, read_only=True)
-    config = Config.load({})
-    try:
-        store, findings = open_storage(directory, config, read_only=True)
-    except Damaged as exc:
-        return _diagnosis(exc, [])
-    try:
-        recovered = recover(store, directory, _witness_mark(directory), config, read_only=True)
-        return {"ok": True, "problem": "", "hint": "", "findings": findings + recovered.findings, "details": {}}
-    except Damaged as exc:
-        return _diagnosis(exc, findings)
-    finally:
-        store.close()
-        directory.close()
-
-
-def _diagnosis(exc: Damaged, findings: list[str]) -> dict[str, Any]:
-    return {"ok": False, "problem": exc.args[0], "hint": exc.hint, "findings": findings, "details": exc.details}
-
-
-def _witness_mark(directory: StoreDirectory) -> WitnessMark | None:
-    try:
-        witness = Witness.open(directory.witness, create=False)
-    except NotFound:
-        return None
-    try:
-        return witness.read()
-    finally:
-        witness.close()

@@ -19,8 +19,8 @@ from ..storage.fold import PointsChange
 from ..values import FieldType
 from . import payload as payloads
 from .calls import Delete, DeleteWhere, Update, Upsert
-from .rowmap import id_codes
 from .filtering import matching_rows
+from .rowmap import Codes, id_codes
 from .state import State, shard_of
 
 __all__ = ["Resolved", "Resolver"]
@@ -67,7 +67,7 @@ class Resolver:
         check_id_kind(state, call.change.body.kind)
         fields = state.definition.fields
         new: dict[str, FieldType] = {}
-        if fields is not call.checked and fields != call.checked or call.inferred:
+        if (fields is not call.checked and fields != call.checked) or call.inferred:
             if state.definition.infer:
                 new = payloads.infer(fields, call.payloads)
             payloads.check({**fields, **new}, call.payloads)
@@ -85,11 +85,11 @@ class Resolver:
         check_id_kind(state, IdKind(call.id_kind))
         located = self._locate(call.collection, call.keys, None)
         keys = [key for key, row in zip(call.keys, located, strict=True) if row >= 0]
-        return Resolved(_removal(state, keys), [True] * len(keys))
+        return Resolved(_removal(keys), [True] * len(keys))
 
     def delete_where(self, call: DeleteWhere) -> Resolved:
         """Find as many points that match as one record holds."""
-        state = self.collection(call.collection)
+        self.collection(call.collection)
         view = self._state.view
         keys: list[bytes] = []
         for shard in view.collections[call.collection].shards:
@@ -97,7 +97,7 @@ class Resolver:
                 extent = shard.extents[row // EXTENT_ROWS]
                 assert extent is not None
                 keys.append(extent.key_of(row % EXTENT_ROWS, int(shard.rows.codes[row])))
-        return Resolved(_removal(state, keys), [True] * len(keys))
+        return Resolved(_removal(keys), [True] * len(keys))
 
     def update(self, call: Update) -> Resolved:
         """Read the points that exist, and make of each what it becomes."""
@@ -148,7 +148,7 @@ class Resolver:
             vectors[i] = shards[place].rows.vectors.data[row]
         return found, vectors
 
-    def _locate(self, number: int, keys: list[bytes], codes: np.ndarray | None) -> list[int]:  # type: ignore[type-arg]
+    def _locate(self, number: int, keys: list[bytes], codes: Codes | None) -> list[int]:
         """Return the row of each id in its shard, -1 where there is none, before the records of this group."""
         shards = self._state.shards[number]
         if codes is None:
@@ -164,7 +164,7 @@ class Resolver:
         return located
 
 
-def _removal(state: CollectionState, keys: list[bytes]) -> PointsChange | None:
+def _removal(keys: list[bytes]) -> PointsChange | None:
     if not keys:
         return None
     return PointsChange.of(PointsBody(IdKind(keys[0][0]), keys, [], None))
@@ -173,7 +173,7 @@ def _removal(state: CollectionState, keys: list[bytes]) -> PointsChange | None:
 def check_id_kind(state: CollectionState, kind: IdKind) -> None:
     """Refuse ids of another kind than the collection's."""
     if state.id_kind is not None and state.id_kind != kind:
-        given, kept = (("integers", "strings") if kind == IdKind.INT else ("strings", "integers"))
+        given, kept = ("integers", "strings") if kind == IdKind.INT else ("strings", "integers")
         raise InvalidArgument(
             f"ids: {given} given, but the ids of collection {state.definition.name!r} are {kept}",
             hint="the first write of a collection fixes the kind of its ids",

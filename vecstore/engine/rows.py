@@ -5,9 +5,9 @@ memory a row lies in: the address space is reserved and extents are mapped into 
 rows. So one kernel call re-ranks candidates of all segments, an index keeps row numbers as its labels, and merging two
 segments moves no row.
 
-Rows are written by the committer (a growing extent) or by a builder (slots that no view shows yet), and never change once
-a view shows them. `Rows` of another capacity share the same files; growing extents are copied. A row number that belongs
-to no extent must not be read: its pages are not mapped.
+Rows are written by the committer (a growing extent) or by a builder (slots that no view shows yet), and never change
+once a view shows them. `Rows` of another capacity share the same files; growing extents are copied. A row number that
+belongs to no extent must not be read: its pages are not mapped.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Rows:
         """Return the bytes of a column of one slot."""
         section = next(section for section in self.sections if section.name == name)
         offset, _ = self._span(section, slot, rows)
-        return memoryview(self._space.array("u1", (section.row_bytes * rows,), offset))
+        return self._space.array("u1", (section.row_bytes * rows,), offset).data
 
     def _span(self, section: Section, slot: int, rows: int) -> tuple[int, int]:
         return section.offset + slot * EXTENT_ROWS * section.row_bytes, rows * section.row_bytes
@@ -126,4 +126,5 @@ def inverse_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return 1 / length of each vector, computed in float64 so that no float32 vector overflows or vanishes."""
     with np.errstate(divide="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-        return (1.0 / np.sqrt(squares)).astype(np.float32)
+        norms: npt.NDArray[np.float32] = (1.0 / np.sqrt(squares)).astype(np.float32)
+    return norms

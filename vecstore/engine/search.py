@@ -1,8 +1,8 @@
 """Searching a view: what each part of a shard is asked, and how the answers become one.
 
-A sealed segment with an index gives candidates, which are re-ranked exactly; everything else is compared exactly: growing
-rows, segments without an index, and the rows of a filter that leaves few. The recall asked for is met by each part, so it
-is met by the merged answer. All scores come from the same kernel and have the same bits on every path.
+A sealed segment with an index gives candidates, which are re-ranked exactly; everything else is compared exactly:
+growing rows, segments without an index, and the rows of a filter that leaves few. The recall asked for is met by each
+part, so it is met by the merged answer. All scores come from the same kernel and have the same bits on every path.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..filters import Condition
 from ..index import cpu
-from ..index.base import Effort, Floats, Selection
+from ..index.base import Effort, Floats
 from ..index.base import Rows as RowNumbers
 from ..values import Metric
 from .filtering import FilterCache, growing_mask, live_selection
@@ -115,7 +116,7 @@ def _sealed(
     sealed = shard.sealed
     if not sealed.segments:
         return []
-    selection: Selection | None = None
+    selection: cpu.BitmapSelection | None = None
     share = 1.0
     if condition is not None:
         match = cache.match(shard, condition)
@@ -153,7 +154,13 @@ def _scanned(scan: Callable[[int], tuple[Floats, RowNumbers]], k: int, rows: int
 
 
 def _candidates(
-    shard: ShardView, segment: Segment, queries: Floats, k: int, ask: Ask, selection: Selection | None, share: float
+    shard: ShardView,
+    segment: Segment,
+    queries: Floats,
+    k: int,
+    ask: Ask,
+    selection: cpu.BitmapSelection | None,
+    share: float,
 ) -> RowNumbers:
     assert segment.index is not None and segment.curve is not None
     if ask.effort is not None:
@@ -265,7 +272,7 @@ def vector_at(shards: tuple[ShardView, ...], place: int) -> npt.NDArray[np.float
     return vector
 
 
-def ids_at(shards: tuple[ShardView, ...], places: RowNumbers, strings: bool) -> npt.NDArray[np.generic]:
+def ids_at(shards: tuple[ShardView, ...], places: RowNumbers, strings: bool) -> npt.NDArray[Any]:
     """Return the ids at places (any shape): int64 padded with -1, or object padded with None."""
     if not strings:
         if len(shards) == 1:
@@ -279,7 +286,6 @@ def ids_at(shards: tuple[ShardView, ...], places: RowNumbers, strings: bool) -> 
             return ids
         flat = [-1 if place < 0 else id_at(shards, place) for place in places.ravel().tolist()]
         return np.array(flat, np.int64).reshape(places.shape)
-    ids = np.empty(places.size, object)
-    for i, place in enumerate(places.ravel().tolist()):
-        ids[i] = None if place < 0 else id_at(shards, place)
-    return ids.reshape(places.shape)
+    named = np.empty(places.size, object)
+    named[:] = [None if place < 0 else id_at(shards, place) for place in places.ravel().tolist()]
+    return named.reshape(places.shape)

@@ -1,8 +1,8 @@
 """One shard as the committer sees it: where rows are added and killed, and from which views are made.
 
-Everything here runs in the committer's thread, between or within groups; readers see only the `ShardView`s that it makes.
-A change of a point kills the row that held it and appends a new one. Killing marks a growing row with the LSN, and clears
-the bit of a sealed row in a copy of the live bitmap that is made once per group.
+Everything here runs in the committer's thread, between or within groups; readers see only the `ShardView`s that it
+makes. A change of a point kills the row that held it and appends a new one. Killing marks a growing row with the LSN,
+and clears the bit of a sealed row in a copy of the live bitmap that is made once per group.
 
 Builders work on their own threads from a view. They hand their result to `seal` or `rewrite`, which run in the
 committer's thread; deaths that came since need no special care: the live bitmap goes by row number, whatever segment or
@@ -126,9 +126,7 @@ class Shard:
         for i, segment in enumerate(self.sealed.segments):
             self._dead[i] += int(sum(slots[extent.slot.number] for extent in segment.extents))
 
-    def append(
-        self, lsn: int | npt.NDArray[np.int64], body: PointsBody, codes: npt.NDArray[np.uint64]
-    ) -> None:
+    def append(self, lsn: int | npt.NDArray[np.int64], body: PointsBody, codes: npt.NDArray[np.uint64]) -> None:
         """Add rows for the points of an upsert; recovery gives an LSN for each."""
         assert body.vectors is not None
         done, count = 0, len(body.keys)
@@ -267,7 +265,7 @@ class Shard:
         self._replace([*(s for s in self.sealed.segments if s not in replaced), segment], live)
 
     def reserve(self, numbers: Sequence[int]) -> list[Slot]:
-        """Take slots by number, in a shard that has none yet. For recovery: an index keeps the row numbers it was given."""
+        """Take slots by number, in a shard that has none yet: an index keeps the row numbers that it was given."""
         assert not self._slots
         self._slots = max(numbers, default=-1) + 1
         if self._slots * EXTENT_ROWS > self.rows.capacity:

@@ -53,8 +53,7 @@ class State:
         """Begin with empty shards for a collection."""
         definition = state.definition
         shards = [
-            Shard(definition.dim, definition.metric, definition.fields, self._folder)
-            for _ in range(definition.shards)
+            Shard(definition.dim, definition.metric, definition.fields, self._folder) for _ in range(definition.shards)
         ]
         self.shards[definition.id] = shards
         return shards
@@ -91,9 +90,7 @@ class State:
             for shard in self.shards[number]:
                 shard.replace_columns(refilled(shard, change["fields"]))
 
-    def apply_points(
-        self, number: int, lsn: int, body: PointsBody, located: list[int] | None = None
-    ) -> None:
+    def apply_points(self, number: int, lsn: int, body: PointsBody, located: list[int] | None = None) -> None:
         """Put points into the shards of a collection: kill the rows that they replace, append new ones."""
         shards = self.shards[number]
         if len(shards) == 1:
@@ -133,8 +130,7 @@ class State:
         self._touched.clear()
         tip = self.fold.tip
         collections = {
-            number: CollectionView(state, self._shard_views(number))
-            for number, state in self.fold.collections.items()
+            number: CollectionView(state, self._shard_views(number)) for number, state in self.fold.collections.items()
         }
         return View(tip.lsn, tip.epoch, tip.chain, collections, names(self.fold.collections.values()))
 
@@ -159,8 +155,15 @@ def part_of(body: PointsBody, rows: list[int]) -> PointsBody:
 def refilled(shard: Shard, fields: dict[str, Any]) -> Columns:
     """Return a shard's columns with new or retyped fields, filled from the payloads of its rows."""
     columns = shard.columns
+    new = {}
     for name, type in fields.items():
-        columns = columns.with_field(name, type)
+        if type == "float64" and columns.fields.get(name) == "int64":
+            columns = columns.widened(name)
+        else:
+            columns = columns.with_field(name, type)
+            new[name] = type
+    if not new:
+        return columns
     for extent in shard.extents:
         if extent is not None:
             columns.put(extent.start, [extent.payloads[i] for i in range(extent.rows)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,29 +30,37 @@ _BATCH_ROWS = 4_096
 class Piece:
     """Rows of a table that go into one record."""
 
-    ids: Any
-    vectors: npt.NDArray[Any]
-    payloads: list[Payload] | None
+    batch: Any
+    id: str
+    vector: str
+
+    def read(self) -> tuple[Any, npt.NDArray[Any], list[Payload] | None]:
+        """Return ids, vectors and payloads.
+
+        Raises
+        ------
+        InvalidArgument
+            A column is of the wrong type, or has a null where there must be none.
+        """
+        return _read(self.batch, self.id, self.vector)
 
 
 def arrow() -> Any:
     """Return pyarrow, or say which extra brings it."""
     try:
-        import pyarrow
+        import pyarrow as pa
     except ImportError as exc:
         raise EngineMissing("pyarrow is not installed", hint="pip install 'vecstore-db[cpu]'") from exc
-    return pyarrow
+    return pa
 
 
-def pieces(
-    stream: ArrowStream, id: str, vector: str, dim: int, committed: Callable[[], int]
-) -> Iterator[Piece]:
+def pieces(stream: ArrowStream, id: str, vector: str, dim: int) -> Iterator[Piece]:
     """Cut an Arrow stream into pieces that fit a record.
 
     Raises
     ------
     InvalidArgument
-        A column is missing or of the wrong type; details say how many points were committed before.
+        It is no Arrow stream, or a column is missing.
     """
     pa = arrow()
     if not hasattr(stream, "__arrow_c_stream__"):
@@ -67,15 +75,10 @@ def pieces(
     rows = max(1, min(_ROWS, RECORD_POINTS_MAX, RECORD_BYTES_MAX // (8 * dim)))
     for batch in reader:
         for start in range(0, batch.num_rows, rows):
-            part = batch.slice(start, rows)
-            try:
-                yield _piece(part, id, vector)
-            except InvalidArgument as exc:
-                exc.details["committed"] = committed()
-                raise
+            yield Piece(batch.slice(start, rows), id, vector)
 
 
-def _piece(batch: Any, id: str, vector: str) -> Piece:
+def _read(batch: Any, id: str, vector: str) -> tuple[Any, npt.NDArray[Any], list[Payload] | None]:
     ids = batch.column(id)
     if ids.null_count:
         raise InvalidArgument(f"id: column {id!r} has a null; every point needs an id")
@@ -85,7 +88,7 @@ def _piece(batch: Any, id: str, vector: str) -> Piece:
         rows = batch.select(others).to_pylist()
         payloads = [{key: value for key, value in row.items() if value is not None} for row in rows]
     given = ids.to_numpy(zero_copy_only=False) if _is_integer(ids.type) else ids.to_pylist()
-    return Piece(given, _vectors(batch.column(vector), vector), payloads)
+    return given, _vectors(batch.column(vector), vector), payloads
 
 
 def _is_integer(type: Any) -> bool:
@@ -141,13 +144,10 @@ def to_reader(state: CollectionState, points: Iterator[Point], with_vector: bool
         if taken:
             yield _batch(pa, schema, taken, fields, definition.dim, with_vector)
 
-    reader: pa.RecordBatchReader = pa.RecordBatchReader.from_batches(schema, batches())
-    return reader
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
-def _batch(
-    pa: Any, schema: Any, points: list[Point], fields: dict[str, Any], dim: int, with_vector: bool
-) -> Any:
+def _batch(pa: Any, schema: Any, points: list[Point], fields: dict[str, Any], dim: int, with_vector: bool) -> Any:
     arrays = [pa.array([point.id for point in points], schema.field("id").type)]
     if with_vector:
         flat = np.concatenate([point.vector for point in points if point.vector is not None])

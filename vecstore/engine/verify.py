@@ -1,7 +1,7 @@
 """Verification: chain and digests recomputed from the bytes, and each damaged range and point named.
 
-Everything is read at one LSN: the scans are begun while the committer stands between two groups. Points are checked twice
-over: against the hash in `heads`, and in the sum against the digest of the commit marks.
+Everything is read at one LSN: the scans are begun while the committer stands between two groups. Points are checked
+twice over: against the hash in `heads`, and in the sum against the digest of the commit marks.
 """
 
 from __future__ import annotations

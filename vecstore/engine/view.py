@@ -1,8 +1,8 @@
 """Views: the state of the store at one LSN, as one immutable reference that readers take and keep.
 
-Only the committer makes views, between groups. What changes rarely is shared from view to view: sealed segments and their
-live bitmap (copied once per group that kills in it), columns, the extents by slot. Growing extents are shared as well; a
-view remembers how many of their rows it shows, and its LSN tells which of those are dead.
+Only the committer makes views, between groups. What changes rarely is shared from view to view: sealed segments and
+their live bitmap (copied once per group that kills in it), columns, the extents by slot. Growing extents are shared
+as well; a view remembers how many of their rows it shows, and its LSN tells which of those are dead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import EXTENT_ROWS
-from ..index.base import Selection
+from ..index.cpu import BitmapSelection
 from ..storage.fold import CollectionState
 from .columns import Columns
 from .extent import Extent
@@ -48,7 +48,7 @@ class Sealed:
     dead: tuple[int, ...]
     structure: int
     serial: int = field(default_factory=_serials.__next__)
-    selections: dict[str, Selection] = field(default_factory=dict)
+    selections: dict[str, BitmapSelection] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -1,4 +1,4 @@
-"""What a store knows of its collections and of its place in the history: plain values, and the keys they have in `meta`."""
+"""What a store knows of its collections and its place in the history: plain values, and their keys in `meta`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The fold: records in, state out. The only one; commit, recovery, standby and restore all go through it.
 
-`Fold.stage` gives a change its record: LSN, chain, and the digest that results. Nothing is written by it. `Fold.batches`
-then says what the staged records put into the families, in small atomic pieces; the last one carries the new applied LSN,
-so that a crash between pieces leaves records that are simply applied again. `Fold.settle` makes staged state the state.
+`Fold.stage` gives a change its record: LSN, chain, and the digest that results. Nothing is written by it.
+`Fold.batches` then says what the staged records put into the families, in small atomic pieces; the last one carries
+the new applied LSN, so that a crash between pieces leaves records that are simply applied again. `Fold.settle` makes
+staged state the state.
 
 Digests are kept up from the old hashes in `heads`: minus the old, plus the new. Within a group of records an overlay
-stands in for heads that are not written yet. Records that were applied in part before a crash (`trust`) cannot be counted
-that way, since heads may be old or new: their commit marks say what the digest is.
+stands in for heads that are not written yet. Records that were applied in part before a crash (`trust`) cannot be
+counted that way, since heads may be old or new: their commit marks say what the digest is.
 
 Who does the I/O: the key-value store given to it; this module opens nothing. Not thread-safe: the committer owns it.
 """
