@@ -43,6 +43,9 @@ QUERIES_FAR = 48
 CANDIDATES_MAX = 2_000
 CANDIDATES_FAR = 10_000
 REFERENCE_CANDIDATES = 1_200
+EF_ROOM = 2
+"""Queries that come from elsewhere than the rows find the way through a graph harder: searched twice as wide."""
+QUERIES_GRAPH = 250
 EF_GRID = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 Ranks = npt.NDArray[np.int32]
@@ -90,6 +93,8 @@ def _measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, seed: i
     dim = vectors.data.shape[1]
     count = len(rows)
     wanted = int(EXACT_S_MAX / (count * max(dim, 16) * 5e-11))
+    if index.kind == "hnsw":
+        wanted = min(wanted, QUERIES_GRAPH)
     exact = _exact(vectors, rows, min(QUERIES_MAX, max(QUERIES_MIN, wanted)), seed, SIZES[-1], index.kind == "hnsw")
     if index.kind == "hnsw":
         settings, measured = _walked(index, exact, rows, dim)
@@ -225,7 +230,7 @@ def _skipped(index: Index, metric: Metric, vectors: Vectors, ranks: Ranks, rows:
     return settings
 
 
-def _saturated(settings: list[Setting], near: Ranks) -> bool:
+def _saturated(settings: list[Setting], near: Ranks | Rows) -> bool:
     """Return whether the highest ask is met for every k: more lists would only cost more."""
     met = {s.k for s in settings if s.recall >= TABLE_ASKS[-1]}
     return all(k in met for k in SIZES if k <= near.shape[1])
@@ -253,7 +258,9 @@ def _walked(index: Index, exact: _Sample, rows: Rows, dim: int) -> tuple[list[Se
                 if needed is not None:
                     candidates = min(ef, _with_room(needed, k))
                     cost_us = ef * (0.6 + dim / 400) + candidates * dim / 4000
-                    settings.append(Setting(k, candidates, 0, ef, ask, cost_us))
+                    settings.append(Setting(k, candidates, 0, EF_ROOM * ef, ask, cost_us))
+        if _saturated(settings, exact.truth):
+            break
     for k in (size for size in SIZES if size <= exact.truth.shape[1]):
         settings += [Setting(k, ALL, 0, ALL, ask, 1e9) for ask in TABLE_ASKS]
     curve = Curve(index.kind, 0, tuple(settings))

@@ -26,7 +26,9 @@ SCALE_BEYOND = 1.5
 SHARE_SKIPPING_MIN = 0.95
 """Lists are skipped under a selection only where it allows at least this share of the rows: a filter that goes with the
 query leaves the nearest lists empty, and the rows that are left lie in lists that no curve of whole data names."""
-SCALE_FILTERED = 1.75
+REACH_FILTERED = 10
+"""A filter that goes with the query leaves fewer rows near it than its share says: so many times k at least count."""
+SCALE_FILTERED = 1.5
 SCALE_FEW = 2.5
 """Where a filter takes a topic out of its surroundings, its rows are harder to tell apart by their codes: the room for
 filters that leave less than all, and less than a tenth, of the rows."""
@@ -139,7 +141,8 @@ class Curve:
         for s in able:
             if s.candidates < ALL:
                 first[s.k] = min(s.candidates, first.get(s.k, ALL))
-        farthest = min((size for size in first if size >= k / share), default=max(first, default=k))
+        reach = max(k / share, REACH_FILTERED * k)
+        farthest = min((size for size in first if size >= reach), default=max(first, default=k))
         most = max((count / size for size, count in first.items() if k <= size <= farthest), default=1.0)
         scale = SCALE_FEW if share < 0.1 else SCALE_FILTERED
         return math.ceil(max(candidates, most * k) * scale)
