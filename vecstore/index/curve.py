@@ -45,6 +45,7 @@ CANDIDATES_FAR = 10_000
 REFERENCE_CANDIDATES = 1_200
 EF_ROOM = 2
 """Queries that come from elsewhere than the rows find the way through a graph harder: searched twice as wide."""
+EF_HIGH = 128
 QUERIES_GRAPH = 250
 EF_GRID = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -258,7 +259,8 @@ def _walked(index: Index, exact: _Sample, rows: Rows, dim: int) -> tuple[list[Se
                 if needed is not None:
                     candidates = min(ef, _with_room(needed, k))
                     cost_us = ef * (0.6 + dim / 400) + candidates * dim / 4000
-                    settings.append(Setting(k, candidates, 0, EF_ROOM * ef, ask, cost_us))
+                    wide = max(EF_ROOM * ef, EF_HIGH if ask >= ASKS[-1] else 0)
+                    settings.append(Setting(k, candidates, 0, wide, ask, cost_us))
         if _saturated(settings, exact.truth):
             break
     for k in (size for size in SIZES if size <= exact.truth.shape[1]):

@@ -26,6 +26,7 @@ SCALE_BEYOND = 1.5
 SHARE_SKIPPING_MIN = 0.95
 """Lists are skipped under a selection only where it allows at least this share of the rows: a filter that goes with the
 query leaves the nearest lists empty, and the rows that are left lie in lists that no curve of whole data names."""
+CANDIDATES_FILTERED_MIN = 96
 REACH_FILTERED = 10
 """A filter that goes with the query leaves fewer rows near it than its share says: so many times k at least count."""
 SCALE_FILTERED = 1.5
@@ -145,7 +146,7 @@ class Curve:
         farthest = min((size for size in first if size >= reach), default=max(first, default=k))
         most = max((count / size for size, count in first.items() if k <= size <= farthest), default=1.0)
         scale = SCALE_FEW if share < 0.1 else SCALE_FILTERED
-        return math.ceil(max(candidates, most * k) * scale)
+        return max(CANDIDATES_FILTERED_MIN, math.ceil(max(candidates, most * k) * scale))
 
     def _between(self, k: int, recall: float, best: Setting) -> int:
         """Return the candidates for a k below the setting's own, on a straight line of logarithms."""
