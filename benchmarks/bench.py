@@ -21,6 +21,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+_LOAD_BEFORE = os.getloadavg()[0]
+"""Work of others when the script began. OpenMP suffers from it tenfold: ratios to FAISS mean little above 0.5."""
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
     "vecstore-db",
@@ -252,6 +254,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory_bytes / 2**30, 1),
         "kernel": platform.release(),
+        "load_before": _LOAD_BEFORE,
     }
 
 
@@ -303,6 +306,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def arguments_shown(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that a result should carry: none of them a path of this machine."""
     return {name: value for name, value in vars(args).items() if not isinstance(value, Path) and value is not None}
+
+
+def warn_if_busy() -> None:
+    """Say so when something else is using the machine."""
+    if _LOAD_BEFORE > 0.5:
+        print(f"load is {_LOAD_BEFORE:.1f} before anything was measured: figures will be off", flush=True)
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def batches(report: bench.Report, points: vecstore.Collection, data: Dataset, ar
     below = BUCKETS // 100
     matching = np.flatnonzero(data.bucket < below)
     exact = store.exact_index(data.unit_rows[matching])
+    thread = store.RawThread()
     condition = {"bucket": {"$lt": below}}
     given = [part for part in _parts(data) if len(part) == BATCH]
     unit = [data.unit_queries[at : at + BATCH] for at in range(0, BATCH * len(given), BATCH)]
@@ -83,7 +84,7 @@ def batches(report: bench.Report, points: vecstore.Collection, data: Dataset, ar
         return bench.timed(lambda: [points.search_batch(part, K, filter=condition) for part in given])
 
     def raw(_round: int) -> float:
-        return bench.timed(lambda: [exact.search(part, K) for part in unit])
+        return thread.timed(lambda: [exact.search(part, K) for part in unit])
 
     pair = bench.interleaved(ours, raw, args.rounds)
     queries = BATCH * len(given)
@@ -108,6 +109,7 @@ def main() -> None:
     if args.quick:
         args.rounds = 1
     data = dataset.load(args)
+    bench.warn_if_busy()
     report = bench.Report("filter", bench.question(__doc__), dataset.name(args), args.out, bench.arguments_shown(args))
     with bench.work_folder(args) as folder, store.fill(folder / "store", data) as database:
         points = database.collection(store.COLLECTION)

@@ -136,6 +136,7 @@ def until_indexed(report: bench.Report, data: Dataset, args: argparse.Namespace,
     """Compare the time until everything is indexed with FAISS's from an array."""
     names = count()
     built: list[store.Served] = []
+    thread = store.RawThread()
 
     def ours(_round: int) -> float:
         path = folder / f"indexed-{next(names)}"
@@ -155,7 +156,7 @@ def until_indexed(report: bench.Report, data: Dataset, args: argparse.Namespace,
         return seconds
 
     def raw(rows_per_list: int | None) -> Callable[[int], float]:
-        return lambda _round: bench.timed(
+        return lambda _round: thread.timed(
             lambda: store.trained_index(built[-1], data, rows_per_list).add(data.unit_rows)
         )
 
@@ -204,6 +205,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.dims, args.upsert_bytes, args.rounds, args.rounds_indexed = "32", 32 * 4 * 2_000, 1, 1
+    bench.warn_if_busy()
     report = bench.Report("ingest", bench.question(__doc__), dataset.name(args), args.out, bench.arguments_shown(args))
     for dim in map(int, args.dims.split(",")):
         with bench.work_folder(args) as folder:

@@ -75,6 +75,7 @@ def main() -> None:
         serve(args.folder, args.stage)
         return
     data = dataset.load(args)
+    bench.warn_if_busy()
     report = bench.Report("memory", bench.question(__doc__), dataset.name(args), args.out, bench.arguments_shown(args))
     with bench.work_folder(args) as folder:
         np.save(folder / "rows.npy", data.rows)

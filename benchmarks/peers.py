@@ -107,7 +107,7 @@ def curves(engine: Engine, data: Dataset, args: argparse.Namespace) -> dict[str,
             found[mode].append({"knob": knob, "recall": recall, "per_s": rate})
         for name, match in FILTERS.items():
             point = {"knob": knob, "recall": recall_of(engine, data, truths[name], match)}
-            call = engine.searcher(K, match)
+            call = read(engine, engine.searcher(K, match))
             point["per_s"] = one_caller(call, [engine.prepare(query) for query in data.queries], args)
             found[name].append(point)
         print(
@@ -137,7 +137,7 @@ def recall_of(engine: Engine, data: Dataset, truth: dataset.Floats, match: Match
 
 def unfiltered_rates(engine: Engine, data: Dataset, args: argparse.Namespace) -> dict[str, float]:
     """Return queries a second for each mode."""
-    single, batch = engine.searcher(K), engine.batcher(K)
+    single, batch = read(engine, engine.searcher(K)), engine.batcher(K)
     prepared = [engine.prepare(query) for query in data.queries]
     batches = [
         engine.prepare_batch(data.queries[at : at + BATCH]) for at in range(0, len(data.queries) - BATCH + 1, BATCH)
@@ -147,6 +147,12 @@ def unfiltered_rates(engine: Engine, data: Dataset, args: argparse.Namespace) ->
         "eight threads": many_callers(single, prepared, args),
         "batches of 100": one_caller(batch, batches, args) * BATCH,
     }
+
+
+def read(engine: Engine, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the call with what a caller does next: take the ids out of the answer."""
+    ids = engine.ids
+    return lambda query: ids(call(query))
 
 
 def one_caller(call: Callable[[Any], Any], queries: Sequence[Any], args: argparse.Namespace) -> float:
@@ -382,6 +388,7 @@ def main() -> None:
         return
     data_name = dataset.name(args)
     if not args.report:
+        bench.warn_if_busy()
         measure(args, data_name)
     report(args, data_name)
 

@@ -26,6 +26,7 @@ import store
 from bench import Answer
 
 import vecstore
+import vecstore.engine.database  # imported here, so that no import is timed
 
 ENDINGS = {"closed": 2.0, "killed after the last upsert": 6.0, "killed after all was indexed": 6.0}
 
@@ -72,6 +73,7 @@ def main() -> None:
         return
     if args.quick:
         args.rounds = 1
+    bench.warn_if_busy()
     report = bench.Report("reopen", bench.question(__doc__), dataset.name(args), args.out, bench.arguments_shown(args))
     for ending, at_most in ENDINGS.items():
         with bench.work_folder(args) as folder:

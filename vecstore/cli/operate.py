@@ -74,7 +74,7 @@ def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
     """Say what is wrong with the store WHERE, which may not open, and what to do. Changes nothing by itself."""
     path = store_directory(where)
     try:
-        from ..engine import recovery
+        from ..engine import doctor
     except ImportError as exc:
         raise missing(exc.name or str(exc), "cpu") from exc
     with_loss: dict[str, Any] | None = doctor.accept_loss(path) if accept_loss else None

@@ -263,7 +263,7 @@ class Committer:
         except VecstoreError as exc:
             call.fail(exc)
             return
-        except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
+        except BaseException as exc:
             call.fail(exc)
             raise
         group.bytes += call.bytes

@@ -64,10 +64,10 @@ class Shard:
     def locate(self, keys: Sequence[bytes], codes: npt.NDArray[np.uint64]) -> list[int]:
         """Return the live row of each id, -1 where there is none."""
         found = [-1] * len(keys)
-        missing: Iterable[int] = range(len(keys))
+        missing: Sequence[int] = range(len(keys))
         for extent in reversed(self.growing):
             missing = _among(extent, keys, missing, found)
-        left = np.fromiter(missing, np.int64)
+        left = np.array(missing, np.int64)
         live = self._live if self._live is not None else self.sealed.live
         for segment in self.sealed.segments if len(left) else ():
             positions, rows = segment.map.find(codes[left])
@@ -305,9 +305,12 @@ class Shard:
         self.version += 1
 
 
-def _among(extent: Extent, keys: Sequence[bytes], missing: Iterable[int], found: list[int]) -> list[int]:
+def _among(extent: Extent, keys: Sequence[bytes], missing: Sequence[int], found: list[int]) -> Sequence[int]:
     """Look ids up in a growing extent; return those that it says nothing of."""
     assert extent.row_of is not None and extent.superseded is not None
+    if isinstance(missing, range) and extent.row_of.keys().isdisjoint(keys):
+        # The common case of new ids, decided without a step of the interpreter for each.
+        return missing
     find, superseded, start = extent.row_of.get, extent.superseded, extent.start
     left = []
     for i in missing:

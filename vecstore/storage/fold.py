@@ -36,7 +36,7 @@ from ..record import (
     PointsBody,
     Record,
     chain_seed,
-    content,
+    contents,
     encode_json,
     next_chain,
     point_key,
@@ -64,14 +64,9 @@ class PointsChange:
         """Compute content and hash of each point; for a delete there are none."""
         if body.vectors is None:
             return cls(body, [], [])
-        size = body.vectors.shape[1] * 4
-        data = memoryview(body.vectors.tobytes())
-        contents = [
-            content(key, payload, data[at : at + size])
-            for key, payload, at in zip(body.keys, body.payloads, range(0, len(data), size), strict=True)
-        ]
+        pieces = contents(body.keys, body.payloads, body.vectors)
         hashed = xxhash.xxh3_128_intdigest
-        return cls(body, contents, [hashed(piece) for piece in contents])
+        return cls(body, pieces, [hashed(piece) for piece in pieces])
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +235,8 @@ class Fold:
     def _counted(
         self, before: CollectionState, header: Header, change: PointsChange, present: Sequence[bool] | None
     ) -> CollectionState:
-        keys = [point_key(header.collection, key) for key in change.body.keys]
+        prefix = point_key(header.collection, b"")
+        keys = [prefix + key for key in change.body.keys]
         old = self._old_hashes(keys, present)
         new: list[int] = change.hashes
         digest = (before.digest - sum(old) + sum(new)) % DIGEST_MODULUS
