@@ -199,7 +199,7 @@ def main() -> None:
     dataset.add_arguments(parser)
     bench.add_arguments(parser)
     parser.add_argument("--dims", default="128,384,1536", help="dimensions of the durable upserts")
-    parser.add_argument("--upsert-bytes", type=int, default=40_000_000, help="bytes of vectors in a round of upserts")
+    parser.add_argument("--upsert-bytes", type=int, default=100_000_000, help="bytes of vectors in a round of upserts")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of durable upserts")
     parser.add_argument("--rounds-indexed", type=int, default=3, help="rounds until all is indexed")
     args = parser.parse_args()

@@ -85,7 +85,7 @@ CASES = [
     Case("id-far-too-large", upsert([10**30], [ROW]), ("id", ("2**63-1", "9223372036854775807"))),
     Case("id-numpy-too-large", upsert(np.array([2**64 - 1], np.uint64), [ROW]), ("id", str(2**64 - 1))),
     Case("id-float", upsert([1.5], [ROW]), ("id", ("1.5", "float"), "int")),
-    Case("id-float-array", upsert(np.array([1.0]), [ROW]), ("id", "float", "int")),
+    Case("id-float-array", upsert(np.array([1.0]), [ROW]), ("id", ("1.0", "float"), "int")),
     Case("id-bool", upsert([True], [ROW]), ("id", ("true", "bool"), "int")),
     Case("id-none", upsert([None], [ROW]), ("id", "none", "int")),
     Case("id-bytes", upsert([b"a"], [ROW]), ("id", ("b'a'", "bytes"), "int")),
@@ -209,7 +209,7 @@ class BadInputContract(DatabaseContract):
         docs.upsert("a", [1, 2])
         with refused(database, InvalidArgument, "id", ("512", "utf-8", "unicode")):
             docs.upsert(["b", id], [[1, 2], [1, 2]])
-        with refused(database, InvalidArgument, "id", ("str", "text"), "5"):
+        with refused(database, InvalidArgument, "id", ("str", "text"), ("5", "integer")):
             docs.upsert(5, [1, 2])
 
     @pytest.mark.parametrize(("arguments", "words"), CREATE_CASES, ids=lambda value: repr(value)[:40])

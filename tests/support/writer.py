@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 import vecstore
 from vecstore.api import Database
+from vecstore.errors import Unavailable
 from vecstore.values import Written
 
 __all__ = ["CONFIG", "SHARED", "Intent", "State", "apply", "carry_out", "intents", "owner", "run"]
@@ -230,7 +231,7 @@ def sayer(fd: int) -> Say:
 def run(db: Database, say: Say, seed: int, thread: int, threads: int, count: int | None, first: int = 0) -> None:
     """Carry out `count` intents of one thread (None: for ever), saying each before and after.
 
-    Ends early after a write whose outcome is unknown: the store has stopped writing.
+    Ends early when the store has stopped writing.
     """
     for intent in intents(seed, thread, threads, first):
         if count is not None and intent.number - first >= count:
@@ -241,7 +242,7 @@ def run(db: Database, say: Say, seed: int, thread: int, threads: int, count: int
             written = carry_out(db, intent)
         except vecstore.VecstoreError as error:
             say({"error": about | {"type": type(error).__name__, "outcome": error.outcome, "text": str(error)}})
-            if error.outcome == "unknown":
+            if error.outcome == "unknown" or (isinstance(error, Unavailable) and intent.do != "optimize"):
                 return
             continue
         if written is not None:

@@ -8,7 +8,7 @@ import pytest
 
 from vecstore.cli.bookmark import Bookmark, Shelf
 
-MARK = Bookmark(1, 300, 1_000, 17, "lineage", "digest")
+MARK = Bookmark(1, 300, 1_000, 17, "lineage", 1, "digest")
 
 
 @pytest.fixture

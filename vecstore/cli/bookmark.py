@@ -39,7 +39,7 @@ class Bookmark(msgspec.Struct, frozen=True):
         The next row of that file.
     base
         Rows of all files before it.
-    lsn, lineage
+    lsn, lineage, epoch
         The store's, when all rows before the place were written.
     digest
         The collection's, at that LSN.
@@ -50,6 +50,7 @@ class Bookmark(msgspec.Struct, frozen=True):
     base: int = 0
     lsn: int = 0
     lineage: str = ""
+    epoch: int = 0
     digest: str = ""
 
 

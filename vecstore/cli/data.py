@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..api import Collection, Database
-from ..config import RECORD_POINTS_MAX
+from ..config import K_MAX, RECORD_POINTS_MAX
 from ..errors import AlreadyExists, InvalidArgument, NotFound
 from ..values import FieldType, Hits, Id, Metric
 from .batch import Source
@@ -323,8 +323,10 @@ def search_command(
             own, vector = _vector_of(collection, like)
         else:
             vector = _given_vector(vector_text or "")
+        # One more than was asked for, because the point itself is among them.
+        wanted = k + 1 if own is not None and 1 <= k < K_MAX else k
         start_s = time.perf_counter()
-        hits = collection.search(vector, k + (own is not None), filter=condition, recall=recall, exact=exact)
+        hits = collection.search(vector, wanted, filter=condition, recall=recall, exact=exact)
         seconds = time.perf_counter() - start_s
         metric = collection.metric
     kept = [hit for hit in hits if hit.id != own][:k]

@@ -109,7 +109,7 @@ class _Import:
         now = self._mark(mark)
         if now.digest == mark.digest:
             return mark
-        if now.lineage == mark.lineage and now.lsn == mark.lsn + 1:
+        if (now.lineage, now.epoch, now.lsn) == (mark.lineage, mark.epoch, mark.lsn + 1):
             behind = self._behind_next_batch(mark)
             if behind is not None:
                 return behind
@@ -159,7 +159,8 @@ class _Import:
         """Return a place with the store's LSN and the collection's digest of this moment."""
         status = self._db.status()
         digest = status["collections"][self._collection.name]["digest"]
-        return Bookmark(place.file, place.row, place.base, status["lsn"], status["lineage"], digest)
+        history = status["lsn"], status["lineage"], status["epoch"]
+        return Bookmark(place.file, place.row, place.base, *history, digest)
 
     def _total(self, place: Bookmark) -> int | None:
         """Return how many rows there are in all, None where a file does not know yet."""

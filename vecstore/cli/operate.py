@@ -80,21 +80,30 @@ def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
     with_loss: dict[str, Any] | None = doctor.accept_loss(path) if accept_loss else None
     found: dict[str, Any] = doctor.diagnose(path)
     report = {**found, **({"accepted": with_loss} if with_loss is not None else {})}
-    out.result(report, lambda: _print_tree(report))
-    if not found.get("ok", True):
+    out.result(report, lambda: _print_diagnosis(where, report))
+    if not found["ok"]:
         raise SystemExit(1)
 
 
-def _print_tree(tree: dict[str, Any], indent: str = "") -> None:
-    """Print nested values, a line each."""
-    for key, value in tree.items():
-        name = f"{indent}{key.replace('_', ' ')}"
-        if isinstance(value, dict) and value:
-            print(f"{name}:")
-            _print_tree(value, indent + "  ")
-        elif isinstance(value, list) and value:
-            print(f"{name}:")
-            for each in value:
-                print(f"{indent}  - {each}")
-        else:
-            print(f"{name}: {'none' if value in (None, [], {}) else value}")
+def _print_diagnosis(where: str, report: dict[str, Any]) -> None:
+    """Print what is wrong and what to do about it."""
+    if "accepted" in report:
+        _print_accepted(report["accepted"])
+    if report["ok"]:
+        print(f"{where} is well: it opens, and its log is whole")
+    else:
+        print(f"problem: {report['problem']}")
+        if report["hint"]:
+            print(f"what to do: {report['hint']}")
+        for name, value in report["details"].items():
+            print(f"  {name.replace('_', ' ')}: {value}")
+    for finding in report["findings"]:
+        print(f"found, and mended by the next open: {finding}")
+
+
+def _print_accepted(accepted: dict[str, Any]) -> None:
+    """Print what was given up."""
+    lost = accepted["lost"]
+    gone = f"records {lost[0]} to {lost[1]} are lost for good" if lost else "no record that was acknowledged is lost"
+    dropped = f", {len(accepted['dropped'])} that could not be proven were dropped" if accepted["dropped"] else ""
+    print(f"the log was cut: {gone}{dropped}; epoch {accepted['epoch']} begins with LSN {accepted['lsn']}")

@@ -103,8 +103,9 @@ class _Lines:
         self._said_s = now_s
         rate = (done - self._first) / max(now_s - self._start_s, 1e-9)
         of = f" of {total:,}" if total else ""
+        speed = f", {rate:,.0f}/s" if rate else ""
         left = f", {duration((total - done) / rate)} left" if total and rate and done < total else ""
-        print(f"{self._title}: {done:,}{of} {self._unit}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+        print(f"{self._title}: {done:,}{of} {self._unit}{speed}{left}", file=sys.stderr, flush=True)
 
 
 @contextmanager

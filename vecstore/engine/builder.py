@@ -45,6 +45,7 @@ __all__ = ["Builder"]
 
 _IDLE_S = 0.5
 _RETRAIN_GROWTH = 4
+_MEASURE_GROWTH = 1.25
 _SEED = 20_240_229
 
 
@@ -199,12 +200,12 @@ class Builder:
             self._merge(job, chosen)
             return True
         for segment in sealed.segments:
-            if _needs_curve(segment):
-                self._measure(job, segment)
-                return True
             plan = _plan(job, segment.rows)
             if job.whole and plan is not None and segment.index is not None and _is_stale(segment, plan):
                 self._place(job, self._indexed(job, segment.extents, segment.rows, segment), [segment], {})
+                return True
+            if _needs_curve(segment, job.whole):
+                self._measure(job, segment)
                 return True
         return False
 
@@ -240,7 +241,7 @@ class Builder:
         if base is None or base.index is None or rows >= _RETRAIN_GROWTH * base.trained_rows or _is_worn(base, plan):
             return self._indexed(job, extents, rows, base)
         index = base.index.added(rows_of(new), job.shard.rows.vectors)
-        return self._segment(job, extents, index, base.trained_rows)
+        return replace(self._segment(job, extents, index, base.trained_rows), measured_rows=base.measured_rows)
 
     def _indexed(self, job: _Job, extents: tuple[Extent, ...], rows: int, base: Segment | None) -> Segment:
         """Train an index over extents, sharing the shard's codebook unless it is stale, and fill it."""
@@ -280,7 +281,7 @@ class Builder:
         measured = curve.measure(
             segment.index, vectors.metric, vectors, numbers, threads=self._config.build_thread_count(), seed=_SEED
         )
-        self._place(job, replace(segment, curve=measured, measured=True, _efforts={}), [segment], {})
+        self._place(job, replace(segment, curve=measured, measured_rows=segment.rows, _efforts={}), [segment], {})
 
     def _rewrite(self, job: _Job, segment: Segment, names: set[str]) -> None:
         """Copy the live rows of a segment to new extents."""
@@ -381,8 +382,15 @@ def _is_worn(segment: Segment, plan: kinds.Plan) -> bool:
     return plan.lists > 2 * lists or lists > 2 * plan.lists
 
 
-def _needs_curve(segment: Segment) -> bool:
-    return segment.index is not None and segment.rows > SMALL_SEGMENT_ROWS_MAX and not segment.measured
+def _needs_curve(segment: Segment, whole: bool) -> bool:
+    """Whether to measure a curve: until then a table serves, which costs more than most data needs.
+
+    A segment that grows is measured again when it has grown by a quarter, so that a steady trickle of writes does not keep
+    a core busy with measuring.
+    """
+    if segment.index is None or segment.measured:
+        return False
+    return whole or segment.rows >= _MEASURE_GROWTH * segment.measured_rows
 
 
 def _state_of(definition: Definition, shards: tuple[ShardView, ...]) -> tuple[int, int, bool]:
@@ -410,7 +418,7 @@ def _is_done(job: _Job) -> bool:
         return False
     for segment, dead in zip(sealed.segments, sealed.dead, strict=True):
         plan = _plan(job, segment.rows)
-        if _is_wasteful(segment, dead) or _needs_curve(segment):
+        if _is_wasteful(segment, dead) or _needs_curve(segment, True):
             return False
         if plan is not None and (segment.index is None or _is_stale(segment, plan)):
             return False

@@ -58,7 +58,7 @@ class SegmentEntry(msgspec.Struct, frozen=True):
     index: IndexFile | None
     curve: dict[str, object] | None
     trained_rows: int
-    measured: bool
+    measured_rows: int
 
 
 class ShardEntry(msgspec.Struct, frozen=True):
@@ -245,7 +245,7 @@ class Checkpointer:
         extents = [_sealed_extent(extent, shard) for extent in segment.extents]
         names.update(entry.file.name for entry in extents)
         curve = segment.curve.to_plain() if segment.curve is not None else None
-        return SegmentEntry(segment.name, extents, index, curve, segment.trained_rows, segment.measured)
+        return SegmentEntry(segment.name, extents, index, curve, segment.trained_rows, segment.measured_rows)
 
     def _growing(self, growing: Growing, shard: ShardView, view: View, names: set[str]) -> ExtentEntry:
         extent = growing.extent

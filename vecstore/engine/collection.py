@@ -315,7 +315,7 @@ class EmbeddedCollection(Collection):
         k, offset = inputs.checked_k(k, offset)
         keys = inputs.checked_keys(with_payload)
         condition = None if filter is None else parse(filter, definition.fields)
-        query = cpu.prepare(definition.metric, inputs.checked_query(vector, definition.dim, definition.metric))
+        query = inputs.prepared_query(vector, definition.dim, definition.metric)
         if not engine.gate.acquire(timeout=timeout):
             raise DeadlineExceeded("the time given ran out before the search could start", hint="give it more time")
         try:

@@ -1,7 +1,7 @@
 """The doctor: says what is wrong with a store that does not open, and opens one that has lost records for good.
 
-`diagnose` looks and changes nothing. `accept_loss` is a decision of a human: it keeps what can be proven, drops the rest of
-the log, and begins a new epoch, so that no one takes the shortened history for the old one.
+`diagnose` looks and changes nothing. `accept_loss` is a decision of a human: it keeps what can be proven, drops the rest
+of the log, and begins a new epoch, so that no one takes the shortened history for the old one.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def accept_loss(path: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``lsn`` that the store is at now, ``epoch``, ``dropped`` (LSNs of records that were dropped), ``lost`` (first and
-        last LSN that the witness knew of and that are gone, None where none are).
+        ``lsn`` that the store is at now, ``epoch``, ``dropped`` (LSNs of records that were dropped), ``lost`` (first
+        and last LSN that the witness knew of and that are gone, None where none are).
 
     Raises
     ------

@@ -62,13 +62,13 @@ class Blob:
 
     __slots__ = ("_data", "_ends")
 
-    def __init__(self, ends: npt.NDArray[np.uint32], data: memoryview) -> None:
+    def __init__(self, ends: memoryview, data: memoryview) -> None:
         self._ends = ends
         self._data = data
 
     def __getitem__(self, i: int) -> bytes:
         ends = self._ends
-        return bytes(self._data[int(ends[i - 1]) if i else 0 : int(ends[i])])
+        return self._data[ends[i - 1] if i else 0 : ends[i]].tobytes()
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -348,9 +348,7 @@ def _attach(extent: Extent, header: _Header, data: memoryview) -> None:
 
 def _blob(header: _Header, data: memoryview, ends: str, pieces: str) -> Blob:
     at, where = header.sections[ends], header.sections[pieces]
-    return Blob(
-        np.frombuffer(data[at.offset : at.offset + at.size], "<u4"), data[where.offset : where.offset + where.size]
-    )
+    return Blob(data[at.offset : at.offset + at.size].cast("I"), data[where.offset : where.offset + where.size])
 
 
 def _joined(pieces: Pieces, count: int) -> tuple[memoryview, bytes]:

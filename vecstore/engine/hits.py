@@ -8,12 +8,16 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from ..config import EXTENT_ROWS
 from ..values import Hit, Hits
 from . import payload as payloads
 from .search import Found, payload_at, vector_at
 from .view import ShardView
 
 __all__ = ["BatchHits", "FoundHits"]
+
+_SLOT_SHIFT = EXTENT_ROWS.bit_length() - 1
+_SLOT_MASK = EXTENT_ROWS - 1
 
 
 class FoundHits(Hits):
@@ -103,6 +107,10 @@ class BatchHits(Sequence[Hits]):
 
 def payload_bytes(shards: tuple[ShardView, ...], places: list[int]) -> list[bytes]:
     """Return the payloads at places."""
+    if len(shards) == 1:
+        extents = shards[0].extents
+        # Every place that is not -1 is a row of an extent of the view.
+        return [extents[place >> _SLOT_SHIFT].payloads[place & _SLOT_MASK] for place in places if place >= 0]  # type: ignore[union-attr]
     return [payload_at(shards, place) for place in places if place >= 0]
 
 

@@ -389,7 +389,9 @@ def _segment(
             findings.append(f"the index of segment {entry.name} is built again: {exc}")
             index = curve = None
     count = sum(extent.rows for extent in extents)
-    return Segment(entry.name, extents, index, curve, row_map(rows, extents), count, entry.trained_rows, entry.measured)
+    return Segment(
+        entry.name, extents, index, curve, row_map(rows, extents), count, entry.trained_rows, entry.measured_rows
+    )
 
 
 def _load_growing(shard: Shard, entry: ExtentEntry, folder: IndexFolder) -> None:

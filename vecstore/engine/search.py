@@ -7,6 +7,7 @@ part, so it is met by the merged answer. All scores come from the same kernel an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ __all__ = ["Ask", "Found", "search"]
 SHARD_SHIFT = 40
 """A place in a collection is a row number, with its shard above."""
 _ROW_MASK = (1 << SHARD_SHIFT) - 1
+_SORTED_MAX = 1_024
 _SCAN_ROWS_PER_384 = 2_000
 """Up to so many matching rows of 384 dimensions are scanned: beyond, the index with a selection is cheaper."""
 
@@ -217,6 +219,10 @@ def _with_ties(
 def _best(shards: tuple[ShardView, ...], scores: Floats, places: RowNumbers, k: int, exact: bool) -> Found:
     """Take the k best of each query; equal scores are ordered by id."""
     metric = shards[0].rows.vectors.metric
+    if len(scores) == 1 and scores.shape[1] <= _SORTED_MAX:
+        single = _best_of_one(metric, scores[0], places[0], k, exact)
+        if single is not None:
+            return single
     best, columns = cpu.nearest(metric, scores, k + 1)
     if best.shape[1] > 1:
         tied = best[:, 1:] == best[:, :-1]
@@ -231,6 +237,15 @@ def _best(shards: tuple[ShardView, ...], scores: Floats, places: RowNumbers, k: 
         best = best.copy()
         best[missing] = np.nan
     return Found(best, taken, exact)
+
+
+def _best_of_one(metric: Metric, scores: Floats, places: RowNumbers, k: int, exact: bool) -> Found | None:
+    """Take the k best of one query in few steps; None where ties or missing rows ask for more care."""
+    order = (scores if metric == "l2" else -scores).argsort(kind="stable")[: k + 1]
+    best, taken = scores[order], places[order]
+    if (best[1:] == best[:-1]).any() or not math.isfinite(best[-1]) or taken[-1] < 0:
+        return None
+    return Found(best[None, :k], taken[None, :k], exact)
 
 
 def _order_ties(

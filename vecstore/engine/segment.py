@@ -36,8 +36,8 @@ class Segment:
         Rows, dead ones included.
     trained_rows
         Rows that there were when its codebook was trained.
-    measured
-        Whether the curve was measured on it.
+    measured_rows
+        Rows that there were when a curve was measured last; the same as `rows` where the curve is its own.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Segment:
     map: RowMap
     rows: int
     trained_rows: int
-    measured: bool = False
+    measured_rows: int = 0
     _efforts: dict[tuple[float, int, float, bool], Effort] = field(default_factory=dict)
 
     def effort(self, recall: float, k: int, share: float = 1.0, filtered: bool = False) -> Effort:
@@ -60,6 +60,11 @@ class Segment:
                 self._efforts.clear()
             effort = self._efforts[key] = self.curve.effort(recall, k, share=share, filtered=filtered)
         return effort
+
+    @property
+    def measured(self) -> bool:
+        """Whether the curve was measured on this very segment."""
+        return self.measured_rows == self.rows
 
     @property
     def bytes(self) -> int:
