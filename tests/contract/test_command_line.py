@@ -294,6 +294,36 @@ def test_verify_and_doctor_fail_where_bytes_are_damaged(where: Path, tmp_path: P
     assert done.err.splitlines()[-1].startswith("error: ")
 
 
+def test_the_doctor_names_what_is_lost_and_goes_on_without_it(where: Path) -> None:
+    """A log that was cut below the witness: nothing opens it, the doctor names the LSNs, and cuts when told to."""
+    code = (
+        "import os, sys, vecstore\n"
+        "docs = vecstore.open(sys.argv[1]).collection('docs')\n"
+        "for i in range(20): docs.upsert([i], [[1, 0, 0, 0, 0, 0, 0, i]])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    good("create", where, "docs", "--dim", DIM)
+    last = good("status", where)["lsn"]
+    subprocess.run([sys.executable, "-c", code, str(where)], check=False)
+    log = max(where.rglob("*.log"), key=lambda path: path.stat().st_size)
+    log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+    error, line = refused("status", where)
+    assert error["kind"] == "Damaged"
+    assert "doctor" in line
+    done = vecstore("doctor", where, "--json")
+    assert (done.code, done.value["ok"]) == (1, False)
+    lost = [done.value["details"]["first_lost_lsn"], done.value["details"]["last_lost_lsn"]]
+    assert last < lost[0] < lost[1] == last + 20
+    told = vecstore("doctor", where)
+    assert told.code == 1
+    assert f"{lost[0]} to {lost[1]}" in told.out
+    mended = good("doctor", where, "--accept-loss")
+    assert (mended["ok"], mended["accepted"]["lost"]) == (True, lost)
+    status = good("status", where)
+    assert (status["lsn"], status["epoch"]) == (lost[0], 2)
+    assert good("verify", where)["ok"] is True
+
+
 def test_a_store_that_another_process_has_can_be_read(where: Path) -> None:
     """Writing is refused with the other's pid; reading works from its last state."""
     good("create", where, "docs", "--dim", 4)
