@@ -20,7 +20,7 @@ import pytest
 import vecstore
 from vecstore import Collection, Database
 
-WATCHED, GENERATIONS, DIM = 40, 220, 8
+WATCHED, GENERATIONS, DIM = 40, 130, 8
 BALLAST_START, BALLAST_ROWS = 1_000, 400
 FAR = np.float32(1e4)
 CONFIG = {"checkpoint_log_bytes": 64 << 10, "checkpoint_interval_s": 0.2, "write_points_max": 5}
@@ -148,7 +148,7 @@ def test_readers_see_one_state_while_rows_are_written_sealed_and_merged(database
         for generation in range(1, GENERATIONS):
             write_generation(docs, generation)
             write_ballast(docs, generation)
-            if generation % 60 == 0:
+            if generation % 40 == 0:
                 docs.optimize()
             if faults:
                 break
