@@ -71,7 +71,7 @@ def sync_skipped() -> None:
     replace(rocks.RocksStore, "sync", lambda self: None)
 
 
-@bug("power")
+@bug("killed")
 def witness_runs_ahead() -> None:
     """The witness names a record that was not written yet, so that a sound store is refused."""
     original = witness.Witness.record

@@ -129,12 +129,12 @@ def churn(arguments: list[str]) -> None:
     points = db.create_collection(
         "points", DIM, metric="l2", index="ivf_pq", fields={"owner": "int64", "group": "int64"}
     )
-    ready, done = threading.Event(), threading.Event()
+    ready, done, choice = threading.Event(), threading.Event(), np.random.default_rng((int(seed), 1))
 
     def remove() -> None:
         ready.wait()
         while not done.is_set():
-            points.delete(ids=rng.choice(rows, 20, replace=False).tolist())
+            points.delete(ids=choice.choice(rows, 60, replace=False).tolist())
 
     remover = threading.Thread(target=remove)
     remover.start()
@@ -142,8 +142,11 @@ def churn(arguments: list[str]) -> None:
         part = slice(start, start + step)
         points.upsert(list(range(start, start + step)), vectors[part], payloads[part])
         ready.set()
-    points.optimize()
-    points.optimize()
+    for _ in range(3):
+        # So many that the segment is rewritten, while the other thread goes on.
+        points.delete(ids=rng.choice(rows, rows * 4 // 10, replace=False).tolist())
+        points.optimize()
+        points.upsert(list(range(0, rows, 2)), vectors[::2], payloads[::2])
     done.set()
     remover.join()
     check_digests(db)

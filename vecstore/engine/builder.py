@@ -14,9 +14,9 @@ A shard tends towards one large sealed segment, one small one that takes in froz
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -42,6 +42,8 @@ from .state import State
 from .view import Growing, ShardView
 
 __all__ = ["Builder"]
+
+_log = logging.getLogger("vecstore")
 
 _IDLE_S = 0.5
 _RETRAIN_GROWTH = 4
@@ -148,7 +150,7 @@ class Builder:
             except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
                 if self._committer.broken is None:
                     self.failed = exc
-                    traceback.print_exc()
+                    _log.exception("building failed; rows are scanned until the store is opened again")
                 with self.progress:
                     self.progress.notify_all()
                 return
@@ -385,8 +387,8 @@ def _is_worn(segment: Segment, plan: kinds.Plan) -> bool:
 def _needs_curve(segment: Segment, whole: bool) -> bool:
     """Whether to measure a curve: until then a table serves, which costs more than most data needs.
 
-    A segment that grows is measured again when it has grown by a quarter, so that a steady trickle of writes does not keep
-    a core busy with measuring.
+    A segment that grows is measured again when it has grown by a quarter, so that a steady trickle of writes does not
+    keep a core busy with measuring.
     """
     if segment.index is None or segment.measured:
         return False

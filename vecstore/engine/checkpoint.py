@@ -10,14 +10,14 @@ Losing a checkpoint costs time, no data: an older one, or the points family, giv
 
 from __future__ import annotations
 
+import logging
 import threading
-import traceback
 from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 
-from ..config import EXTENT_ROWS, Config
+from ..config import EXTENT_ROWS, MIB, Config
 from ..errors import Closed, Damaged, VecstoreError
 from ..metrics import Metrics
 from ..record import log_key
@@ -32,6 +32,12 @@ from .state import State
 from .view import Growing, ShardView, View
 
 __all__ = ["Checkpointer", "Contents", "Entry", "SegmentEntry", "ShardEntry"]
+
+
+_log = logging.getLogger("vecstore")
+
+_WASTE_SHARE_MAX = 1.0
+_WASTE_BYTES_MIN = 64 * MIB
 
 
 class ExtentEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -158,9 +164,9 @@ class Checkpointer:
             except VecstoreError:
                 if self._committer.broken is not None:
                     return
-                traceback.print_exc()
+                _log.exception("a checkpoint failed; it is tried again")
             except OSError:
-                traceback.print_exc()
+                _log.exception("a checkpoint failed; it is tried again")
 
     @property
     def log_bytes(self) -> int:
@@ -194,7 +200,16 @@ class Checkpointer:
             self._clean()
             if cut:
                 self._store.compact(Family.LOG)
+            self._compact_points(view)
             return entry
+
+    def _compact_points(self, view: View) -> None:
+        """Give back the space of overwritten and dropped points, where it has become more than they are worth."""
+        live = sum(_live_bytes(shard) for collection in view.collections.values() for shard in collection.shards)
+        held = self._store.disk_bytes() - self.log_bytes
+        if held > (1 + _WASTE_SHARE_MAX) * live + _WASTE_BYTES_MIN:
+            self._store.compact(Family.POINTS)
+            self._store.compact(Family.HEADS)
 
     def _pinned(self) -> tuple[View, int]:
         """Return a view whose records are durable. In the committer's thread."""
@@ -267,6 +282,15 @@ class Checkpointer:
         kept = {s.name for c in self._contents.values() for v in c.collections.values() for e in v for s in e.segments}
         for name in set(self._dumped) - current - kept:
             del self._dumped[name]
+
+
+def _live_bytes(shard: ShardView) -> int:
+    """Return about what the live rows of a shard take in the points family."""
+    extents = [*(e for s in shard.sealed.segments for e in s.extents), *(g.extent for g in shard.growing)]
+    total = sum(extent.size for extent in extents)
+    rows = sum(extent.rows for extent in extents)
+    live = rows - sum(shard.sealed.dead) - sum(g.extent.deaths for g in shard.growing)
+    return total * live // max(1, rows)
 
 
 def needed_files(entries: Iterable[Entry], contents: Iterable[Contents], view: View) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class EmbeddedCollection(Collection):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return dict(self._now().state.definition.metadata)
+        return deepcopy(self._now().state.definition.metadata)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

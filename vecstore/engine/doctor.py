@@ -1,7 +1,7 @@
 """The doctor: says what is wrong with a store that does not open, and opens one that has lost records for good.
 
-`diagnose` looks and changes nothing. `accept_loss` is a decision of a human: it keeps what can be proven, drops the rest
-of the log, and begins a new epoch, so that no one takes the shortened history for the old one.
+`diagnose` looks and changes nothing. `accept_loss` is a decision of a human: it keeps what can be proven, drops the
+rest of the log, and begins a new epoch, so that no one takes the shortened history for the old one.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from .engine import Engine
@@ -53,7 +54,7 @@ def _collection(collection: CollectionView, lsn: int) -> dict[str, Any]:
         "index": definition.index,
         "shards": definition.shards,
         "fields": dict(definition.fields),
-        "metadata": dict(definition.metadata),
+        "metadata": deepcopy(definition.metadata),
         "created_lsn": definition.created_lsn,
         "recall": measured[0] if measured else {"source": "table", "recall": {}},
         "segments": segments,

@@ -74,6 +74,10 @@ class KeyValueStore(Protocol):
         """Move what is buffered in memory into files, to give back memory and shorten recovery."""
         ...
 
+    def disk_bytes(self) -> int:
+        """Return the bytes of all files of the store."""
+        ...
+
     def close(self) -> None:
         """Let the store go. Closing twice is harmless."""
         ...
