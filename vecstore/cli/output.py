@@ -8,6 +8,7 @@ imported when something is drawn, so that help stays fast.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -155,6 +156,8 @@ def reporting(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*, as_json: bool, **arguments: Any) -> None:
         out = Output(as_json)
+        logger, handler = logging.getLogger("vecstore"), _LogLines()
+        logger.addHandler(handler)
         try:
             function(out, **arguments)
         except VecstoreError as exc:
@@ -168,8 +171,20 @@ def reporting(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             out.say("interrupted")
             raise SystemExit(130) from None
+        finally:
+            logger.removeHandler(handler)
 
     return run
+
+
+class _LogLines(logging.Handler):
+    """Prints what the library logs, each record as one line on stderr, without tracebacks."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        exc = record.exc_info[1] if record.exc_info else None
+        why = f": {exc}" if exc is not None else ""
+        line = " ".join(f"{record.getMessage()}{why}".split())
+        print(f"{record.levelname.lower()}: {line}", file=sys.stderr, flush=True)
 
 
 def _fail(out: Output, exc: Exception, hint: str, more: Mapping[str, Any]) -> NoReturn:
