@@ -37,10 +37,10 @@ CONFIG: Mapping[str, Any] = {
     "wal_bytes_max": 1 << 20,
     "disk_free_bytes_min": 1 << 20,
 }
-EXAMPLES = int(os.environ.get("VECSTORE_MACHINE_EXAMPLES") or 12)
+EXAMPLES = int(os.environ.get("VECSTORE_MACHINE_EXAMPLES") or 20)
 STEPS = int(os.environ.get("VECSTORE_MACHINE_STEPS") or 35)
 NAMES = st.sampled_from(["a", "b", "c"])
-BULK_ROWS = 1_700
+BULK_ROWS = 2_500
 COPY_ATTEMPTS = 40
 
 
@@ -63,10 +63,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- collections ---------------------------------------------------------------------------------------------------
 
-    @initialize(metric=st.sampled_from(["l2", "ip"]), kind=st.sampled_from(["int", "str"]))
-    def first_collection(self, metric: str, kind: str) -> None:
-        """There is always at least one collection."""
+    @initialize(metric=st.sampled_from(["l2", "ip"]), kind=st.sampled_from(["int", "str"]), filled=st.booleans())
+    def first_collection(self, metric: str, kind: str, filled: bool) -> None:
+        """There is always at least one collection, in half of the histories with rows enough to be sealed."""
         self._create("a", metric, kind, "auto", strategies.FIELDS, 1)
+        for start in (0, BULK_ROWS) if filled else ():
+            self._fill(self.database.collection("a"), self.oracle.collections["a"], start, start)
 
     @rule(
         name=NAMES,
@@ -154,10 +156,12 @@ class StoreMachine(RuleBasedStateMachine):
         assert written.count == len(set(ids))
         self._replace(model, changed)
 
-    @rule(data=st.data(), seed=st.integers(0, 2**16), start=st.sampled_from([0, 0, 1_000, 2_000, 5_000]))
+    @rule(data=st.data(), seed=st.integers(0, 2**16), start=st.sampled_from([0, 2_500, 4_000, 5_000]))
     def upsert_many(self, data: st.DataObject, seed: int, start: int) -> None:
         """Write so many points that segments fill, overlapping with those of before."""
-        handle, model = self._any(data)
+        self._fill(*self._any(data), seed, start)
+
+    def _fill(self, handle: Collection, model: OracleCollection, seed: int, start: int) -> None:
         ids: list[Any] = list(range(start, start + BULK_ROWS))
         if self.kinds[model.name] == "str":
             ids = [f"p{i:05}" for i in ids]
@@ -277,6 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = image
         self.database = vecstore.open(str(image), config=CONFIG)
         after = self.database.status()
+        event("crashed")
         assert (after["lsn"], after["chain"]) == (before["lsn"], before["chain"])
 
     @rule()
@@ -296,6 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
         for name, model in self.oracle.collections.items():
             entry = status["collections"][name]
             assert entry["count"] == len(model.points)
+            event(f"segments: {', '.join(sorted({segment['state'] for segment in entry['segments']}))}")
             assert int(entry["digest"], 16) == model.digest(), f"digest of {name} at LSN {status['lsn']}"
             assert self.database.collection(name).fields == model.fields
         assert status["lsn"] >= self.lsn

@@ -104,6 +104,7 @@ def test_concurrent_writes_are_a_serial_history(tmp_path: Path, shards: int, rou
             assert replayed(model, call) == written.count, f"count of {call} at LSN {written.lsn}"
         assert [(point.id, point.payload) for point in docs.scan()] == [(id, load) for id, load, _ in model.scan()]
         assert int(status["collections"]["docs"]["digest"], 16) == model.digest()
+        assert status["collections"]["docs"]["count"] == docs.count() == len(model.points)
         assert database.verify()["ok"] is True
 
 
