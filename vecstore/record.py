@@ -35,11 +35,14 @@ __all__ = [
     "content",
     "content_hash",
     "contents",
+    "encode_json",
     "id_key",
     "key_id",
     "log_key",
+    "log_key_lsn",
     "next_chain",
     "point_key",
+    "split_content",
 ]
 
 RECORD_VERSION = 1

@@ -19,7 +19,7 @@ from ..errors import InvalidArgument
 from .batch import Batch, Description, Place, Wanted, checked_ids, checked_vectors, rows_max
 from .where import missing
 
-__all__ = ["fvecs_source", "hdf5_source", "npy_source", "npz_source"]
+__all__ = ["ArraySource", "Slices", "fvecs_source", "hdf5_source", "npy_source", "npz_source"]
 
 _METRICS = {"angular": "cosine", "euclidean": "l2", "ip": "ip", "dot": "ip"}
 """What ann-benchmarks calls the distance of a data set."""

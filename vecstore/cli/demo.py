@@ -37,7 +37,7 @@ from .ingest import import_sources
 from .output import Output, duration, reporting
 from .where import open_for_writing
 
-__all__ = ["demo_command", "write_without_pause"]
+__all__ = ["Killed", "batch_of", "demo_command", "kill_a_writer", "write_without_pause"]
 
 SAMPLE = Path(__file__).with_name("sample.parquet")
 PACKAGES, WRITER = "packages", "writer"

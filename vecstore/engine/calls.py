@@ -18,7 +18,7 @@ from ..storage.catalog import Definition, Epoch
 from ..storage.fold import PointsChange
 from ..values import Ack, FieldType, Payload, Written
 
-__all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert"]
+__all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert", "nothing_written"]
 
 
 @dataclass(slots=True, eq=False)

@@ -31,7 +31,17 @@ from .segment import Segment
 from .state import State
 from .view import Growing, ShardView, View
 
-__all__ = ["Checkpointer", "Contents", "Entry", "SegmentEntry", "ShardEntry"]
+__all__ = [
+    "Checkpointer",
+    "Contents",
+    "Entry",
+    "ExtentEntry",
+    "IndexFile",
+    "SegmentEntry",
+    "ShardEntry",
+    "dead_rows",
+    "needed_files",
+]
 
 
 _log = logging.getLogger("vecstore")

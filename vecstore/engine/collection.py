@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..api import Collection
-from ..config import EXTENT_ROWS, RECORD_BYTES_MAX, RECORD_POINTS_MAX
+from ..config import RECORD_BYTES_MAX, RECORD_POINTS_MAX
 from ..errors import DeadlineExceeded, Exhausted, InvalidArgument, NotFound, NotPrimary
 from ..fields import check_fields
 from ..filters import Condition, parse
 from ..index import cpu
-from ..record import IdKind, Kind, PointsBody
+from ..record import Kind, PointsBody
 from ..storage.fold import PointsChange
 from ..values import (
     Ack,
@@ -37,13 +37,13 @@ from . import inputs, table
 from . import payload as payloads
 from .calls import Delete, DeleteWhere, Schema, Update, Upsert
 from .engine import Engine
-from .filtering import count_rows, matching_rows
-from .hits import BatchHits, FoundHits, payload_bytes, vectors_at
+from .filtering import count_rows
+from .hits import batch_of, hits_of, joined
+from .points import in_order, in_shard, located, payloads_by_extent, point_at
 from .resolve import check_id_kind, too_large
 from .rowmap import id_codes
-from .search import Ask, Found, ids_at, search
-from .state import shard_of
-from .view import CollectionView, ShardView, View
+from .search import Ask, Found, search
+from .view import CollectionView, View
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -278,7 +278,7 @@ class EmbeddedCollection(Collection):
             if name in declared:
                 raise InvalidArgument(f"name: field {name!r} is declared already, as {declared[name]}")
             for shard in view.shards:
-                for extent_rows in _payloads_by_extent(shard, self._engine.state.view.lsn):
+                for extent_rows in payloads_by_extent(shard, self._engine.state.view.lsn):
                     payloads.check(fields, [payloads.decode(data, True) for data in extent_rows])
             return Kind.FIELDS, self._number, {"fields": fields}
 
@@ -325,7 +325,7 @@ class EmbeddedCollection(Collection):
             engine.gate.release()
         if offset:
             found = Found(found.scores[:, offset:], found.places[:, offset:], found.exact)
-        return _hits(collection, view.lsn, found, keys, with_vector, score_threshold)
+        return hits_of(collection, view.lsn, found, keys, with_vector, score_threshold)
 
     def search_batch(
         self,
@@ -352,7 +352,7 @@ class EmbeddedCollection(Collection):
         floats = inputs.checked_vectors(vectors, definition.dim, definition.metric)
         queries = cpu.prepare(definition.metric, floats)
         found = self._search_parts(collection, view.lsn, queries, k, condition, ask, deadline_s)
-        return _batch(collection, view.lsn, found, k, keys)
+        return batch_of(collection, view.lsn, found, k, keys)
 
     def _search_parts(
         self,
@@ -382,7 +382,7 @@ class EmbeddedCollection(Collection):
         first, *others = np.array_split(queries, min(threads, len(queries) // (_BATCH_SPLIT_MIN // 2)))
         waiting = [engine.pool.submit(part, some) for some in others]
         parts = [part(first), *(future.result() for future in waiting)]
-        return _joined(parts, k)
+        return joined(parts, k)
 
     def get(
         self,
@@ -401,9 +401,9 @@ class EmbeddedCollection(Collection):
             return []
         check_id_kind(collection.state, kind)
         points = []
-        for key, (shard, row) in zip(keys, _located(collection, view.lsn, kind, keys), strict=True):
+        for key, (shard, row) in zip(keys, located(collection, view.lsn, kind, keys), strict=True):
             if row >= 0:
-                points.append(_point(collection.shards[shard], row, key, wanted, with_vector))
+                points.append(point_at(collection.shards[shard], row, key, wanted, with_vector))
         return points
 
     def scan(
@@ -442,7 +442,7 @@ class EmbeddedCollection(Collection):
     ) -> Iterator[Point]:
         began_s = time.monotonic()
         streams = [
-            _in_shard(i, _in_order(shard, lsn, condition, first, self._engine))
+            in_shard(i, in_order(shard, lsn, condition, first, self._engine.filters))
             for i, shard in enumerate(collection.shards)
         ]
         for count, (key, i, row) in enumerate(heapq.merge(*streams) if len(streams) > 1 else streams[0]):
@@ -455,7 +455,7 @@ class EmbeddedCollection(Collection):
                     hint="begin again with start= at the last id seen, or raise view_age_s_max",
                     details={"limit": "view_age_s_max"},
                 )
-            yield _point(collection.shards[i], row, key, wanted, with_vector)
+            yield point_at(collection.shards[i], row, key, wanted, with_vector)
 
     def to_arrow(self, filter: Filter | None = None, *, with_vector: bool = True) -> pa.RecordBatchReader:
         collection = self._now()
@@ -501,165 +501,6 @@ def _patches(given: Sequence[Payload] | None, count: int) -> list[Mapping[str, A
     for i, row in enumerate(rows):
         payloads.encode(row, f"payloads[{i}]")
     return [dict(row) for row in rows]
-
-
-def _hits(
-    collection: CollectionView,
-    lsn: int,
-    found: Found,
-    keys: bool | tuple[str, ...],
-    with_vector: bool,
-    score_threshold: float | None,
-) -> Hits:
-    shards = collection.shards
-    ids = ids_at(shards, found.places, collection.state.id_kind == IdKind.STR)[0].tolist()
-    scores = found.scores[0].tolist()
-    count = len(ids)
-    while count and (found.places[0, count - 1] < 0 or _is_beyond(scores[count - 1], score_threshold, collection)):
-        count -= 1
-    places = found.places[0, :count].tolist()
-    data = payload_bytes(shards, places) if keys is not False else None
-    vectors = vectors_at(shards, found, count) if with_vector else None
-    return FoundHits(ids[:count], scores[:count], data, keys, vectors, lsn, found.exact)
-
-
-def _is_beyond(score: float, threshold: float | None, collection: CollectionView) -> bool:
-    if threshold is None:
-        return False
-    return score > threshold if collection.state.definition.metric == "l2" else score < threshold
-
-
-def _batch(collection: CollectionView, lsn: int, found: Found, k: int, keys: bool | tuple[str, ...]) -> SearchBatch:
-    found = _padded(found, k)
-    ids = ids_at(collection.shards, found.places, collection.state.id_kind == IdKind.STR)
-    data = None
-    if keys is not False:
-        data = [payload_bytes(collection.shards, places) for places in found.places.tolist()]
-    hits = BatchHits(ids, found.scores, data, keys, lsn, found.exact)
-    return SearchBatch(ids, found.scores, hits, lsn)
-
-
-def _padded(found: Found, k: int) -> Found:
-    missing = k - found.scores.shape[1]
-    if missing <= 0:
-        return found
-    count = len(found.scores)
-    return Found(
-        np.hstack([found.scores, np.full((count, missing), np.nan, np.float32)]),
-        np.hstack([found.places, np.full((count, missing), -1, np.int64)]),
-        found.exact,
-    )
-
-
-def _joined(parts: list[Found], k: int) -> Found:
-    parts = [_padded(part, k) for part in parts]
-    return Found(
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.places for part in parts]),
-        all(part.exact for part in parts),
-    )
-
-
-# -- points ----------------------------------------------------------------------------------------------------------
-
-
-def _point(shard: ShardView, row: int, key: bytes, wanted: bool | tuple[str, ...], with_vector: bool) -> Point:
-    id = int.from_bytes(key[1:], "big") if key[0] == IdKind.INT else key[1:].decode()
-    payload = payloads.decode(shard.payload_of(row), wanted) if wanted is not False else {}
-    return Point(id, payload, shard.rows.vectors.data[row].copy() if with_vector else None)
-
-
-def _located(collection: CollectionView, lsn: int, kind: IdKind, keys: list[bytes]) -> list[tuple[int, int]]:
-    """Return the shard and row of each id in a view, row -1 where there is none."""
-    shards = collection.shards
-    places = shard_of(keys, len(shards)) if len(shards) > 1 else np.zeros(len(keys), np.int64)
-    codes = id_codes(kind, keys)
-    found = [(int(place), -1) for place in places]
-    for i, shard in enumerate(shards):
-        mine = np.flatnonzero(places == i).tolist()
-        left = []
-        for j in mine:
-            row = _growing_row(shard, lsn, keys[j])
-            if row is None:
-                left.append(j)
-            else:
-                found[j] = (i, row)
-        for j, row in _sealed_rows(shard, keys, codes, left):
-            found[j] = (i, row)
-    return found
-
-
-def _growing_row(shard: ShardView, lsn: int, key: bytes) -> int | None:
-    """Return the row of an id among unsealed extents: -1 where it is dead there, None where they do not have it."""
-    for growing in reversed(shard.growing):
-        at = growing.extent.find(key, growing.rows)
-        if at >= 0:
-            superseded = growing.extent.superseded
-            assert superseded is not None
-            return growing.extent.start + at if superseded[at] > lsn else -1
-    return None
-
-
-def _sealed_rows(
-    shard: ShardView, keys: list[bytes], codes: npt.NDArray[np.uint64], left: list[int]
-) -> Iterator[tuple[int, int]]:
-    if not left:
-        return
-    wanted = np.array(left, np.int64)
-    live = shard.sealed.live
-    for segment in shard.sealed.segments:
-        positions, rows = segment.map.find(codes[wanted])
-        for position, row in zip(positions.tolist(), rows.tolist(), strict=True):
-            if live[row >> 3] >> (row & 7) & 1:
-                key = keys[left[position]]
-                extent = shard.extents[row // EXTENT_ROWS]
-                assert extent is not None
-                if extent.names is None or extent.names[row % EXTENT_ROWS] == key[1:]:
-                    yield left[position], row
-
-
-def _in_order(
-    shard: ShardView, lsn: int, condition: Condition | None, first: bytes | None, engine: Engine
-) -> Iterator[tuple[bytes, int]]:
-    """Yield id key and row of the live rows that match, in the order of their ids."""
-    rows = matching_rows(shard, lsn, condition, engine.filters)
-    if not len(rows):
-        return
-    some = shard.extents[int(rows[0]) // EXTENT_ROWS]
-    assert some is not None
-    codes = shard.rows.codes[rows]
-    if some.names is None:
-        if first is not None:
-            kept = codes >= int.from_bytes(first[1:], "big")
-            rows, codes = rows[kept], codes[kept]
-        order = np.argsort(codes)
-        for code, row in zip(codes[order].tolist(), rows[order].tolist(), strict=True):
-            yield b"\x01" + code.to_bytes(8, "big"), row
-        return
-    keyed = []
-    for row, code in zip(rows.tolist(), codes.tolist(), strict=True):
-        extent = shard.extents[row // EXTENT_ROWS]
-        assert extent is not None
-        key = extent.key_of(row % EXTENT_ROWS, code)
-        if first is None or key >= first:
-            keyed.append((key, row))
-    keyed.sort()
-    yield from keyed
-
-
-def _in_shard(i: int, rows: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int, int]]:
-    """Say of each row which shard it is of. Not inline: a generator in a loop would see the loop's last shard."""
-    for key, row in rows:
-        yield key, i, row
-
-
-def _payloads_by_extent(shard: ShardView, lsn: int) -> Iterator[list[bytes]]:
-    """Yield the payloads of live rows, extent by extent."""
-    rows = matching_rows(shard, lsn, None)
-    for slot in np.unique(rows // EXTENT_ROWS).tolist():
-        extent = shard.extents[slot]
-        assert extent is not None
-        yield [extent.payloads[row % EXTENT_ROWS] for row in rows[rows // EXTENT_ROWS == slot].tolist()]
 
 
 def _upsert_table(

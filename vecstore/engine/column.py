@@ -22,7 +22,7 @@ from ..config import EXTENT_ROWS
 from ..fields import INT64_MAX, INT64_MIN, Cell, element_type, timestamp_us
 from ..fields import cell as cell_of
 
-__all__ = ["Column", "ListColumn", "Reader", "ScalarColumn", "column"]
+__all__ = ["Column", "Kind", "ListColumn", "NumberKind", "Reader", "ScalarColumn", "StringKind", "column"]
 
 Mask = npt.NDArray[np.bool_]
 Cells = npt.NDArray[Any]

@@ -6,6 +6,7 @@ An `Engine` is shared by all handles of one process on one directory, until the 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -112,6 +113,9 @@ class Engine:
             self.checkpointer: Checkpointer | None = None
             return
         assert self.witness is not None
+        # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
+        for name in os.listdir(self.directory.quarantine):
+            shutil.rmtree(os.path.join(self.directory.quarantine, name))
         folder.clean(needed_files(recovered.entries, recovered.contents.values(), self.state.view))
         clock = CommitClock(self.clock, self.state.fold.tip.commit_time_us)
         self.committer = Committer(

@@ -35,6 +35,8 @@ __all__ = [
     "Blob",
     "Extent",
     "ExtentFile",
+    "Pieces",
+    "Place",
     "Slot",
     "read_file",
     "remap",
@@ -306,6 +308,8 @@ def read_file(folder: str, entry: ExtentFile, rows: Rows, slot: Slot) -> tuple[E
         if header.dim != rows.dim or header.metric != rows.metric or header.rows != entry.rows:
             raise Damaged(f"extent {entry.name} is of another collection", details={"file": entry.name})
         offsets = {section: place.offset for section, place in header.sections.items()}
+        if any(offset % PAGE_BYTES for offset in offsets.values()):
+            raise Damaged(f"extent {entry.name} was written for smaller pages", details={"file": entry.name})
         rows.map_file(slot.number, header.rows, file, offsets)
         data = memoryview(mmap.mmap(file, 0, mmap.MAP_SHARED, mmap.PROT_READ))
     finally:

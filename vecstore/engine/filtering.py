@@ -20,7 +20,7 @@ from ..index.base import Rows as RowNumbers
 from ..index.cpu import BitmapSelection, selection
 from .view import Bitmap, Growing, Sealed, ShardView
 
-__all__ = ["FilterCache", "Match", "matching_rows"]
+__all__ = ["FilterCache", "Match", "count_rows", "growing_mask", "live_selection", "matching_bits", "matching_rows"]
 
 _ENTRY_BYTES = 400
 

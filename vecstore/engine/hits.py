@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import EXTENT_ROWS
-from ..values import Hit, Hits
+from ..record import IdKind
+from ..values import Hit, Hits, SearchBatch
 from . import payload as payloads
-from .search import Found, payload_at, vector_at
-from .view import ShardView
+from .search import Found, ids_at, payload_at, vector_at
+from .view import CollectionView, ShardView
 
-__all__ = ["BatchHits", "FoundHits"]
+__all__ = ["BatchHits", "FoundHits", "batch_of", "hits_of", "joined", "payload_bytes", "vectors_at"]
 
 _SLOT_SHIFT = EXTENT_ROWS.bit_length() - 1
 _SLOT_MASK = EXTENT_ROWS - 1
@@ -117,3 +118,63 @@ def payload_bytes(shards: tuple[ShardView, ...], places: list[int]) -> list[byte
 def vectors_at(shards: tuple[ShardView, ...], found: Found, count: int) -> list[npt.NDArray[np.float32]]:
     """Return copies of the vectors of the first hits of one query."""
     return [vector_at(shards, place) for place in found.places[0, :count].tolist()]
+
+
+def hits_of(
+    collection: CollectionView,
+    lsn: int,
+    found: Found,
+    keys: bool | tuple[str, ...],
+    with_vector: bool,
+    score_threshold: float | None,
+) -> Hits:
+    """Return the hits of one query, cut at a threshold."""
+    shards = collection.shards
+    ids = ids_at(shards, found.places, collection.state.id_kind == IdKind.STR)[0].tolist()
+    scores = found.scores[0].tolist()
+    count = len(ids)
+    while count and (found.places[0, count - 1] < 0 or _is_beyond(scores[count - 1], score_threshold, collection)):
+        count -= 1
+    places = found.places[0, :count].tolist()
+    data = payload_bytes(shards, places) if keys is not False else None
+    vectors = vectors_at(shards, found, count) if with_vector else None
+    return FoundHits(ids[:count], scores[:count], data, keys, vectors, lsn, found.exact)
+
+
+def _is_beyond(score: float, threshold: float | None, collection: CollectionView) -> bool:
+    if threshold is None:
+        return False
+    return score > threshold if collection.state.definition.metric == "l2" else score < threshold
+
+
+def batch_of(collection: CollectionView, lsn: int, found: Found, k: int, keys: bool | tuple[str, ...]) -> SearchBatch:
+    """Return the hits of a batch of queries, padded to k."""
+    found = _padded(found, k)
+    ids = ids_at(collection.shards, found.places, collection.state.id_kind == IdKind.STR)
+    data = None
+    if keys is not False:
+        data = [payload_bytes(collection.shards, places) for places in found.places.tolist()]
+    hits = BatchHits(ids, found.scores, data, keys, lsn, found.exact)
+    return SearchBatch(ids, found.scores, hits, lsn)
+
+
+def _padded(found: Found, k: int) -> Found:
+    missing = k - found.scores.shape[1]
+    if missing <= 0:
+        return found
+    count = len(found.scores)
+    return Found(
+        np.hstack([found.scores, np.full((count, missing), np.nan, np.float32)]),
+        np.hstack([found.places, np.full((count, missing), -1, np.int64)]),
+        found.exact,
+    )
+
+
+def joined(parts: list[Found], k: int) -> Found:
+    """Return what parts of a batch found as one."""
+    parts = [_padded(part, k) for part in parts]
+    return Found(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.places for part in parts]),
+        all(part.exact for part in parts),
+    )

@@ -21,7 +21,23 @@ from ..record import IdKind, id_key
 from ..values import Ack, Metric
 from .search import Ask
 
-__all__ = ["ask_of", "checked_name", "checked_vectors", "key_list"]
+__all__ = [
+    "ask_of",
+    "checked_ack",
+    "checked_dim",
+    "checked_int",
+    "checked_k",
+    "checked_keys",
+    "checked_metric",
+    "checked_name",
+    "checked_shards",
+    "checked_timeout",
+    "checked_vectors",
+    "key_list",
+    "last_of_each",
+    "prepared_query",
+    "shown",
+]
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")

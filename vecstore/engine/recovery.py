@@ -61,7 +61,7 @@ from .segment import Segment, row_map
 from .shard import Shard
 from .state import State, part_of, shard_of
 
-__all__ = ["Recovered", "open_storage", "recover"]
+__all__ = ["LogReader", "Recovered", "open_storage", "rebuild", "recover", "replay"]
 
 _REBUILD_POINTS = 4_096
 

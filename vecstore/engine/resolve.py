@@ -23,7 +23,7 @@ from .filtering import matching_rows
 from .rowmap import Codes, id_codes
 from .state import State, shard_of
 
-__all__ = ["Resolved", "Resolver"]
+__all__ = ["Resolved", "Resolver", "check_id_kind", "too_large"]
 
 
 @dataclass(frozen=True, slots=True)

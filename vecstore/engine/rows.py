@@ -22,7 +22,7 @@ from ..index.base import Vectors
 from ..values import Metric
 from .mapping import AddressSpace, paged
 
-__all__ = ["Rows", "Section"]
+__all__ = ["Rows", "Section", "inverse_norms", "row_sections"]
 
 
 @dataclass(frozen=True, slots=True)

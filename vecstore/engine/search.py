@@ -25,7 +25,7 @@ from .filtering import FilterCache, growing_mask, live_selection
 from .segment import Segment, spans
 from .view import Growing, ShardView
 
-__all__ = ["Ask", "Found", "search"]
+__all__ = ["Ask", "Found", "id_at", "ids_at", "payload_at", "scan_rows_max", "search", "vector_at"]
 
 SHARD_SHIFT = 40
 """A place in a collection is a row number, with its shard above."""

@@ -13,7 +13,7 @@ from .extent import Extent
 from .rowmap import RowMap
 from .rows import Rows
 
-__all__ = ["Segment", "rows_of"]
+__all__ = ["Segment", "row_map", "rows_of", "spans"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,7 @@ from .rows import Rows
 from .segment import Segment
 from .view import Growing, Sealed, ShardView, new_structure
 
-__all__ = ["Shard"]
+__all__ = ["Shard", "codes_of"]
 
 _EXTENT_BYTES_MAX = 64 * MIB
 _CAPACITY_FIRST = 4 * EXTENT_ROWS

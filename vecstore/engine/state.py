@@ -20,7 +20,7 @@ from .columns import Columns
 from .shard import Shard, codes_of
 from .view import CollectionView, ShardView, View
 
-__all__ = ["State", "shard_of"]
+__all__ = ["State", "part_of", "refilled", "shard_of"]
 
 
 def shard_of(keys: Sequence[bytes], shards: int) -> npt.NDArray[np.int64]:

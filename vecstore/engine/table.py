@@ -19,7 +19,7 @@ from ..values import ArrowStream, Payload, Point
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Piece", "pieces", "to_reader"]
+__all__ = ["Piece", "arrow", "pieces", "to_reader"]
 
 _ROWS = 1_000
 """Rows of one record made from a table: large enough to share a sync, small enough to be kind to readers."""

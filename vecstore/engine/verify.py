@@ -25,7 +25,7 @@ from .recovery import LogReader
 from .rows import Rows
 from .view import View
 
-__all__ = ["verify"]
+__all__ = ["store_bytes", "verify"]
 
 _NAMED_MAX = 1_000
 _PROBE = 256

@@ -21,7 +21,7 @@ from .extent import Extent
 from .rows import Rows
 from .segment import Segment
 
-__all__ = ["CollectionView", "Growing", "Sealed", "ShardView", "View"]
+__all__ = ["CollectionView", "Growing", "Sealed", "ShardView", "View", "new_structure"]
 
 Bitmap = npt.NDArray[np.uint8]
 _serials = itertools.count()

@@ -12,7 +12,7 @@ import msgspec
 from ..record import IdKind
 from ..values import FieldType, Metric
 
-__all__ = ["CollectionState", "Definition", "Epoch", "Tip"]
+__all__ = ["CollectionState", "Definition", "Epoch", "Tip", "names", "number_of", "numbered"]
 
 _TIP = struct.Struct("<QQ16sqQ")
 _U64_BE = struct.Struct(">Q")

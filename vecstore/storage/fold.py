@@ -45,7 +45,7 @@ from . import catalog
 from .base import Batch, Family, KeyValueStore
 from .catalog import CollectionState, Definition, Epoch, Tip
 
-__all__ = ["CollectionState", "Fold", "PointsChange", "Staged"]
+__all__ = ["CollectionState", "Fold", "PointsChange", "Staged", "decode_change"]
 
 _U64 = struct.Struct("<Q")
 _REQUEST = struct.Struct("<QqQ")
