@@ -118,9 +118,26 @@ def resident_parts() -> dict[str, int]:
     return {"anonymous": anonymous, "files": resident_bytes() - anonymous}
 
 
-def disk_bytes(folder: Path) -> int:
-    """Return the bytes that a folder takes on disk: allocated blocks, so holes and preallocation count as they are."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+@dataclass(frozen=True)
+class Disk:
+    """What a folder takes on disk.
+
+    Attributes
+    ----------
+    file_bytes
+        Lengths of all files: what a copy takes, and what preallocated files promise to take.
+    allocated_bytes
+        Blocks that hold something now: holes of sparse files do not count.
+    """
+
+    file_bytes: int
+    allocated_bytes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Disk:
+        """Add up a folder."""
+        found = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+        return cls(sum(stat.st_size for stat in found), sum(stat.st_blocks * 512 for stat in found))
 
 
 # -- reporting -------------------------------------------------------------------------------------------------------

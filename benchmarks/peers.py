@@ -67,7 +67,8 @@ def run_engine(engine: Engine, data: Dataset, args: argparse.Namespace) -> dict[
     if engine.name != "qdrant-flushed":
         result["curves"] = curves(engine, data, args)
     engine.close()
-    result["disk_bytes"] = bench.disk_bytes(engine.folder)
+    disk = bench.Disk.of(engine.folder)
+    result |= {"disk_bytes": disk.file_bytes, "disk_allocated_bytes": disk.allocated_bytes}
     result["raw_bytes"] = data.raw_bytes
     np.save(args.queries, data.queries)
     return result
@@ -275,7 +276,7 @@ def figures(result: dict[str, Any]) -> dict[str, float | None]:
         found[f"{mode} at {recall:g}"] = rate_at(points, recall) if points else None
     for name in ("ingest_rows_per_s", "indexed_rows_per_s"):
         found[name] = result[name]
-    for name in ("resident_bytes", "disk_bytes"):
+    for name in ("resident_bytes", "disk_bytes", "disk_allocated_bytes"):
         found[name.replace("bytes", "x raw")] = result[name] / result["raw_bytes"] if name in result else None
     return found
 

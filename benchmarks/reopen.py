@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace, folder: Path, ending: str, at_most: float)
         "open s": statistics.median(time["open_s"] for time in times),
         "slowest s": max(first),
         "rows": count,
-        "disk MB": bench.disk_bytes(kept) / 1e6,
+        "disk MB": bench.Disk.of(kept).file_bytes / 1e6,
         "first_answer_s": first,
     }
     return Answer(f"reopen to first answer, {ending}", statistics.median(first), "s", None, at_most, detail)

@@ -182,13 +182,16 @@ def test_a_flipped_bit_of_the_write_ahead_log_is_named(name: str, sample: Sample
     rng = random.Random(seed)
     vectors = [vector for _, _, vector in sample.points(name)]
     rng.shuffle(vectors)
-    places = [place for vector in vectors for place in find(sample.where, "rocks/*.log", vector)][:FLIPS]
+    places = [place for vector in vectors for place in find(sample.where, "rocks/*.log", vector)][: 2 * FLIPS]
     assert places, "no point lies in the write-ahead log"
+    reports = []
     for number, (path, at) in enumerate(places):
         where = sample.copy(tmp_path / str(number))
         flip(where / path.relative_to(sample.where), at + rng.randrange(16), rng)
-        said = report(where, sample.contents, seed)
-        assert "lsn" in said.lower(), f"{said!r} names no LSN; seed={seed} path={path} at={at}"
+        reports.append(report(where, sample.contents, seed))
+        # A log that RocksDB needs no more loses nothing: then all is there, which `report` asserts.
+        assert reports[-1] == "" or "lsn" in reports[-1].lower(), f"{reports[-1]!r}; seed={seed} path={path} at={at}"
+    assert any(reports), f"no flip was noticed; seed={seed} places={places}"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, RECALL_DEFAULT, SHARDS_MAX
+from ..config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, NAME_BYTES_MAX, RECALL_DEFAULT, SHARDS_MAX
 from ..errors import InvalidArgument
 from ..index.cpu import prepare
 from ..record import IdKind, id_key
@@ -39,7 +39,7 @@ __all__ = [
     "shown",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_BYTES_MAX}}}")
 _METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
 
@@ -52,7 +52,7 @@ def shown(value: object) -> str:
 def checked_name(name: object, what: str = "name") -> str:
     """Check the name of a collection."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{what}: {shown(name)} is not a name; allowed is [A-Za-z0-9._-]{{1,255}}")
+        raise InvalidArgument(f"{what}: {shown(name)} is not a name; allowed is {_NAME.pattern}")
     return name
 
 

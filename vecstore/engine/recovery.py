@@ -101,11 +101,30 @@ def open_storage(directory: StoreDirectory, config: Config, *, read_only: bool) 
     try:
         return opened(strict=True), []
     except Damaged as exc:
-        if read_only:
-            return opened(strict=False), [str(exc)]
-        _quarantine(directory)
-        store = opened(strict=False)
+        if not read_only:
+            _quarantine(directory)
+        try:
+            store = opened(strict=False)
+        except Damaged as refused:
+            raise _unreadable(directory, refused) from refused
         return store, [f"the write-ahead log was opened at its last consistent point: {exc}"]
+
+
+def _unreadable(directory: StoreDirectory, refused: Damaged) -> Damaged:
+    """Say up to which LSN records were durable, where RocksDB finds no point that is consistent and reads none."""
+    try:
+        witness = Witness.open(directory.witness, create=False)
+    except (NotFound, Damaged):
+        return refused
+    mark = witness.read()
+    witness.close()
+    if mark is None:
+        return refused
+    return Damaged(
+        f"{refused.args[0]}; records up to LSN {mark.lsn} were durable",
+        hint="restore from a copy",
+        details={**refused.details, "last_lost_lsn": mark.lsn},
+    )
 
 
 def _quarantine(directory: StoreDirectory) -> None:

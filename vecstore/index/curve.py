@@ -151,7 +151,8 @@ def _others(truth: Rows, own: Rows) -> Rows:
 def _ranks(index: Index, sample: _Sample, rows: Rows, effort: Effort) -> Ranks:
     """Return where the true neighbours stand among the candidates, the query's own row left out."""
     found = index.search(sample.queries, effort)
-    places = np.full(int(rows[-1]) + 2, ABSENT, np.int32)
+    # The index also finds rows that died, which may lie behind the last live one.
+    places = np.full(max(int(rows[-1]), int(found.max(initial=-1))) + 2, ABSENT, np.int32)
     out = np.empty(sample.truth.shape, np.int32)
     order = np.arange(found.shape[1], dtype=np.int32)
     for i, candidates in enumerate(found):
