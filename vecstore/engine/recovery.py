@@ -50,7 +50,7 @@ from ..storage.base import Family, KeyValueStore
 from ..storage.directory import StoreDirectory
 from ..storage.fold import Fold
 from ..storage.rocks import RocksStore, open_store
-from ..storage.witness import WitnessMark
+from ..storage.witness import Witness, WitnessMark
 from .checkpoint import Contents, Entry, ExtentEntry, SegmentEntry, dead_rows
 from .extent import Extent, Slot, read_file
 from .folder import IndexFolder
