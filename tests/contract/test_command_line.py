@@ -539,7 +539,7 @@ def test_the_demo_proves_what_it_says(tmp_path: Path) -> None:
     assert len(report["steps_s"]) == 7
     status = good("status", tmp_path / "demo")
     assert status["collections"]["packages"]["count"] == 4_000
-    assert status["collections"]["writer"]["count"] >= report["acknowledged_points"] >= 10_000
+    assert status["collections"]["writer"]["count"] >= report["acknowledged_points"] >= 25_000
     assert status["lsn"] >= report["acknowledged_lsn"]
     assert good("verify", tmp_path / "demo")["ok"] is True
     sections = good("search", tmp_path / "demo", "packages", "--like", "ffmpeg", "--filter", '{"section": "video"}')

@@ -43,7 +43,7 @@ SAMPLE = Path(__file__).with_name("sample.parquet")
 PACKAGES, WRITER = "packages", "writer"
 DIM = 384
 BATCH_POINTS = 250
-BATCHES_BEFORE_KILL = 40
+BATCHES_BEFORE_KILL = 100
 IMPORT_BATCH_ROWS = 500
 QUESTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("nginx", "nginx", {"section": "httpd"}),
