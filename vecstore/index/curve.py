@@ -17,6 +17,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from ..config import EXTENT_ROWS
 from ..values import Metric
 from . import cpu
 from .base import Effort, Floats, Index, Rows, Vectors
@@ -124,10 +125,27 @@ def _exact(vectors: Vectors, rows: Rows, wanted: int, seed: int, size: int, move
         bits[rows] = True
         allowed = cpu.selection(np.packbits(bits, bitorder="little"), len(rows))
     if moved:
-        queries = _moved(vectors, queries, own, cpu.scan_span(vectors, queries, start, stop, 2, allowed)[1], rng)
+        queries = _moved(vectors, queries, own, _nearest(vectors, queries, rows, 2, allowed), rng)
         own = np.full(len(own), -1, np.int64)
-    truth = cpu.scan_span(vectors, queries, start, stop, width, allowed)[1]
+    truth = _nearest(vectors, queries, rows, width, allowed)
     return _Sample(queries, own, _others(truth, own))
+
+
+def _nearest(vectors: Vectors, queries: Floats, rows: Rows, width: int, allowed: cpu.BitmapSelection | None) -> Rows:
+    """Return the nearest of these rows, which are sorted.
+
+    Only rows between two of one extent are touched: behind an extent's last row there may be no memory.
+    """
+    apart = (np.diff(rows) > 1) & (np.diff(rows // EXTENT_ROWS) > 0)
+    parts = [
+        cpu.scan_span(vectors, queries, int(part[0]), int(part[-1]) + 1, width, allowed)
+        for part in np.split(rows, np.flatnonzero(apart) + 1)
+    ]
+    if len(parts) == 1:
+        return parts[0][1]
+    _, order = cpu.nearest(vectors.metric, np.hstack([scores for scores, _ in parts]), width)
+    near: Rows = np.take_along_axis(np.hstack([found for _, found in parts]), order, 1)
+    return near
 
 
 def _moved(vectors: Vectors, queries: Floats, own: Rows, near: Rows, rng: np.random.Generator) -> Floats:
