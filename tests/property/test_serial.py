@@ -125,3 +125,23 @@ def test_merges_of_many_threads_into_one_point_are_all_there(tmp_path: Path) -> 
             thread.join()
         expected = {f"{worker}-{number}": number for worker in range(THREADS) for number in range(25)}
         assert docs.get(1)[0].payload == expected
+
+
+def test_a_delete_by_filter_keeps_its_meaning_while_a_field_widens(tmp_path: Path) -> None:
+    """A filter checked while a field was int64 removes what it says, though a float came first in the log."""
+    with vecstore.open(str(tmp_path / "store")) as database:
+        for round in range(60):
+            docs = database.create_collection(f"docs-{round}", 2, fields="infer")
+            docs.upsert([1, 2], [[1, 1], [2, 2]], [{"n": 1}, {"n": 2}])
+            ready = threading.Barrier(2)
+
+            def widen(docs: Collection = docs, ready: threading.Barrier = ready) -> None:
+                ready.wait()
+                docs.upsert(3, [3, 3], [{"n": 2.7}])
+
+            writer = threading.Thread(target=widen)
+            writer.start()
+            ready.wait()
+            removed = docs.delete(filter={"n": {"$lt": 2.5}}).count
+            writer.join()
+            assert (removed, [point.id for point in docs.scan()]) == (2, [3]), f"round {round}"

@@ -70,6 +70,7 @@ STALL_PAUSE_S: Final = 0.005
 SCAN_CHUNK_PAIRS: Final = 512
 SCAN_CHUNK_BYTES: Final = MIB
 READ_ONLY_TRIES_MAX: Final = 5
+COMPACTION_TRIES_MAX: Final = 5
 
 _BLOB_FAMILIES = frozenset({Family.LOG, Family.POINTS})
 
@@ -195,9 +196,14 @@ class RocksStore:
         with self._gate, self._mapped(f"compacting {family}", family=family):
             rows = self._families[family]
             errors = self._property(rows, "rocksdb.background-errors")
-            rows.compact_range(start, stop)
-            failed = self._property(rows, "rocksdb.background-errors") != errors
-            left = start is None and stop is None and self._property(rows, "rocksdb.num-files-at-level0") != 0
+            failed = left = True
+            for _ in range(COMPACTION_TRIES_MAX):
+                rows.compact_range(start, stop)
+                failed = self._property(rows, "rocksdb.background-errors") != errors
+                # A flush beside it may have left a new file: then there is something to compact again.
+                left = start is None and stop is None and self._property(rows, "rocksdb.num-files-at-level0") != 0
+                if failed or not left:
+                    break
         if failed or left:
             raise Unavailable(
                 f"store: compacting {family} of {self.path} was not done",
