@@ -128,20 +128,30 @@ def test_merges_of_many_threads_into_one_point_are_all_there(tmp_path: Path) -> 
 
 
 def test_a_delete_by_filter_keeps_its_meaning_while_a_field_widens(tmp_path: Path) -> None:
-    """A filter checked while a field was int64 removes what it says, though a float came first in the log."""
+    """A filter checked while a field was int64 never removes a float that came before the delete and does not match."""
     with vecstore.open(str(tmp_path / "store")) as database:
-        for round in range(60):
+        for round in range(40):
             docs = database.create_collection(f"docs-{round}", 2, fields="infer")
             docs.upsert([1, 2], [[1, 1], [2, 2]], [{"n": 1}, {"n": 2}])
-            ready = threading.Barrier(2)
+            removed, ready, widened = list[int](), threading.Barrier(5), threading.Event()
 
-            def widen(docs: Collection = docs, ready: threading.Barrier = ready) -> None:
+            def remove(
+                docs: Collection = docs,
+                removed: list[int] = removed,
+                ready: threading.Barrier = ready,
+                widened: threading.Event = widened,
+            ) -> None:
                 ready.wait()
-                docs.upsert(3, [3, 3], [{"n": 2.7}])
+                while not widened.is_set():
+                    removed.append(docs.delete(filter={"n": {"$lt": 2.5}}).count)
 
-            writer = threading.Thread(target=widen)
-            writer.start()
+            threads = [threading.Thread(target=remove) for _ in range(4)]
+            for thread in threads:
+                thread.start()
             ready.wait()
-            removed = docs.delete(filter={"n": {"$lt": 2.5}}).count
-            writer.join()
-            assert (removed, [point.id for point in docs.scan()]) == (2, [3]), f"round {round}"
+            docs.upsert(3, [3, 3], [{"n": 2.7}])
+            widened.set()
+            for thread in threads:
+                thread.join()
+            assert [point.id for point in docs.scan()] == [3], f"round {round}"
+            assert sum(removed) == 2
