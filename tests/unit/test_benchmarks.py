@@ -16,7 +16,18 @@ TINY = ["--quick", "--rows", "6000", "--dim", "32"]
 
 def run(script: str, out: Path, *arguments: str) -> dict[str, Any]:
     """Run a script and return what it wrote about its data."""
-    command = [sys.executable, str(BENCHMARKS / script), *TINY, "--out", str(out), "--work", str(out), *arguments]
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        str(BENCHMARKS / script),
+        *TINY,
+        "--out",
+        str(out),
+        "--work",
+        str(out),
+        *arguments,
+    ]
     process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stdout + process.stderr
     written: dict[str, Any] = json.loads((out / f"{Path(script).stem}-synthetic-6000x32.json").read_text())
