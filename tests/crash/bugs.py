@@ -5,16 +5,20 @@ Each replaces one function or attribute of the engine in the process that calls 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vecstore.engine import extent
+from vecstore.engine.checkpoint import Checkpointer
 from vecstore.engine.committer import Committer
 from vecstore.engine.extent import NEVER
+from vecstore.engine.recovery import LogReader
 from vecstore.engine.shard import Shard
-from vecstore.record import content_hash
+from vecstore.record import content_hash, log_key
 from vecstore.storage import catalog, fold, rocks, witness
 from vecstore.storage.base import Batch, Family
 from vecstore.storage.fold import Fold, PointsChange, Staged
@@ -154,6 +158,50 @@ def id_twice_in_a_group() -> None:
         return old
 
     original = replace(Fold, "_old_hashes", old_hashes)
+
+
+@bug("retried")
+def request_id_forgotten() -> None:
+    """Request ids are not remembered, so that a retry is written again."""
+    replace(Fold, "_remember", lambda self, key, entry: None)
+
+
+@bug("died_between_chunks")
+def commit_mark_not_checked() -> None:
+    """The last record of the log is taken as whole, whether or not its commit mark is there."""
+    replace(LogReader, "_is_whole", staticmethod(lambda pieces: True))
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@bug("power")
+def checkpoint_not_synced() -> None:
+    """Index files are renamed into place without a sync of their content."""
+
+    def fsync(file: int) -> None:
+        if "/index/" not in os.readlink(f"/proc/self/fd/{file}"):
+            original(file)
+
+    original = replace(os, "fsync", fsync)
+
+
+@bug("killed")
+def log_cut_above_the_checkpoint() -> None:
+    """A checkpoint cuts the log up to the newest record, not up to its own."""
+
+    def enter(self: Checkpointer, entry: Any) -> Any:
+        entered = original(self, entry)
+        self._store.delete_range(Family.LOG, log_key(0), log_key(self._state.fold.tip.lsn + 1))
+        return entered
+
+    original = replace(Checkpointer, "_enter", enter)
+
+
+@bug("flipped_extents")
+def extent_not_checked() -> None:
+    """Extents are mapped without comparing their checksums."""
+    replace(extent, "_check", lambda *arguments: None)
 
 
 # -- the committer ---------------------------------------------------------------------------------------------------

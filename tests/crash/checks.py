@@ -26,12 +26,19 @@ K = 10
 TOKENS = 20
 
 
-def check_store(where: Path, history: History, seed: int) -> None:
-    """Open a store, check all of it against its history, and close it."""
+def check_store(where: Path, history: History, seed: int, *, mended: bool = False) -> None:
+    """Open a store, check all of it against its history, and close it.
+
+    `mended` says that something was damaged on purpose: else a crash leaves no checkpoint that has to be given up.
+    """
     with vecstore.open(str(where), config=CONFIG) as db:
         check_history(db, history, seed)
         check_digests(db)
         check_answers(db, seed)
+        findings = db.verify()["findings"]
+        assert mended or not [finding for finding in findings if "checkpoint" in finding or "index" in finding], (
+            findings
+        )
 
 
 def read_contents(db: Database) -> Contents:

@@ -24,7 +24,7 @@ from vecstore.api import Database
 from vecstore.errors import VecstoreError
 
 from ..support import shim
-from ..support.writer import CONFIG, SHARED, Say, run, sayer
+from ..support.writer import CONFIG, SHARED, Intent, Say, attempt, run, sayer
 from .checks import check_answers, check_counted, read_contents
 from .history import History
 
@@ -97,6 +97,15 @@ def failing_call(what: str, code: int, path: str) -> Callable[[Database, Say, in
     return scene
 
 
+def failing_group(db: Database, say: Say, seed: int) -> None:
+    """The sync of one group fails, in which a point is written that nobody may see."""
+    write(db, say, seed, WRITES)
+    shim.fail("sync", errno.EIO, times=1, path=".log")
+    assert not attempt(db, say, Intent(0, WRITES, "upsert", "ints", [0, 2, 4], salt=seed))
+    shim.lift()
+    stopped(db, seed)
+
+
 def failing_index(db: Database, say: Say, seed: int) -> None:
     """Index files cannot be written: nothing of it may reach a caller as a lost write."""
     write(db, say, seed, WRITES)
@@ -153,6 +162,7 @@ def empty() -> None:
 
 SCENES: dict[str, Callable[[Database, Say, int], None]] = {
     "sync-eio": failing_call("sync", errno.EIO, ".log"),
+    "group-eio": failing_group,
     "write-enospc": failing_call("write", errno.ENOSPC, ".log"),
     "write-eio": failing_call("write", errno.EIO, ".log"),
     "index": failing_index,
@@ -164,7 +174,7 @@ SCENES: dict[str, Callable[[Database, Say, int], None]] = {
 def main() -> None:
     """Play one scene and close the store."""
     scene, where, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    db = open_store(where)
+    db = open_store(where, **({"checkpoint_interval_s": 3600.0} if scene == "group-eio" else {}))
     SCENES[scene](db, remembering(sayer(1)), seed)
     db.close()
 

@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import vecstore
 from vecstore.errors import VecstoreError
 from vecstore.storage.rocks import RocksStore
+from vecstore.values import Written
 
 from ..support import writer
 from ..support.writer import CONFIG
@@ -51,38 +53,71 @@ def fail(arguments: list[str]) -> None:
 
 def check(arguments: list[str]) -> None:
     """Open a store and check it against a pickled history."""
-    where, history, seed = arguments
+    where, history, seed, *mended = arguments
     held = pickle.loads(Path(history).read_bytes())  # The test wrote it.
     assert isinstance(held, History)
-    check_store(Path(where), held, int(seed))
+    check_store(Path(where), held, int(seed), mended=bool(mended))
 
 
 def die(arguments: list[str]) -> None:
-    """Write a record of many pieces, and die when one of them has been written."""
-    where, seed, piece = arguments
+    """Write a record of many pieces, and die when one of them has been written to a family."""
+    where, seed, family, piece = arguments
     db = failing.open_store(where)
     failing.write(db, writer.sayer(1), int(seed), 5)
-    _die_at(int(piece))
-    intent = writer.Intent(0, 5, "upsert", "ints", list(range(0, 1200, 2)), salt=int(seed))
+    _die_at(family, int(piece))
+    intent = writer.Intent(0, 5, "upsert", "ints", list(range(0, 6000, 2)), salt=int(seed))
     say = writer.sayer(1)
     say({"intent": {name: getattr(intent, name) for name in writer.Intent.__slots__}})
     writer.carry_out(db, intent)
     raise SystemExit("the record had fewer pieces")
 
 
-def _die_at(piece: int) -> None:
-    """Let the process end, synced, after so many more writes that change points."""
+def _die_at(family: str, piece: int) -> None:
+    """Let the process end, synced, after so many more writes to a family."""
     original, seen = RocksStore.write, [0]
 
     def write_and_die(self: RocksStore, batch: Any) -> None:
         original(self, batch)
-        if any(family == "points" for family, _, _ in batch):
+        if any(put[0] == family for put in batch):
             seen[0] += 1
             if seen[0] == piece:
                 self.sync()
                 os._exit(0)
 
     RocksStore.write = write_and_die  # type: ignore[method-assign]
+
+
+REQUEST = b"written only once"[:16]
+
+
+def request(arguments: list[str]) -> None:
+    """Write a point with a request id, and over it; then retry the request, and leave without closing."""
+    where, _ = arguments
+    db = vecstore.open(where, config=CONFIG)
+    points: Any = db.create_collection("points", DIM)
+    retry_request(
+        db, points, first=points.write_points(1, [1.0] * DIM, None, ack="durable", timeout=None, request_id=REQUEST)
+    )
+    os._exit(0)
+
+
+def retry_request(db: Any, points: Any, first: Written | None) -> None:
+    """Write over the request's point, repeat the request, and assert that it took effect once (I13)."""
+    points.upsert(1, [2.0] * DIM)
+    lsn = db.status()["lsn"]
+    again = points.write_points(1, [1.0] * DIM, None, ack="durable", timeout=None, request_id=REQUEST)
+    assert db.status()["lsn"] == lsn, "the request was written again"
+    assert points.get(1, with_vector=True)[0].vector[0] == 2.0, "the request came back over a later write"
+    assert again.count == 1
+    assert first is None or again.token == first.token
+    assert db.wait(again.token).lsn <= lsn
+
+
+def retry(arguments: list[str]) -> None:
+    """Retry the request of `request` after a crash."""
+    where, _ = arguments
+    with vecstore.open(where, config=CONFIG) as db:
+        retry_request(db, db.collection("points"), first=None)
 
 
 def contend(arguments: list[str]) -> None:
@@ -143,10 +178,10 @@ def churn(arguments: list[str]) -> None:
         points.upsert(list(range(start, start + step)), vectors[part], payloads[part])
         ready.set()
     for _ in range(3):
-        # So many that the segment is rewritten, while the other thread goes on.
-        points.delete(ids=rng.choice(rows, rows * 4 // 10, replace=False).tolist())
-        points.optimize()
         points.upsert(list(range(0, rows, 2)), vectors[::2], payloads[::2])
+        # So many that the segment is rewritten, while the other thread goes on.
+        points.delete(ids=rng.choice(rows, rows // 2, replace=False).tolist())
+        points.optimize()
     done.set()
     remover.join()
     check_digests(db)
@@ -162,6 +197,8 @@ PARTS: dict[str, Callable[[list[str]], None]] = {
     "fail": fail,
     "check": check,
     "die": die,
+    "request": request,
+    "retry": retry,
     "contend": contend,
     "churn": churn,
 }
@@ -176,6 +213,7 @@ def main() -> None:
         PARTS[part](arguments)
     except (AssertionError, VecstoreError) as error:
         print(f"found: {type(error).__name__}: {str(error)[:2000]}", file=sys.stderr)
+        traceback.print_exc()
         sys.stderr.flush()
         # Not by way of the interpreter's exit: threads of a store that is open would keep it.
         os._exit(FOUND)

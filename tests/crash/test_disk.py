@@ -37,7 +37,7 @@ def play(scene: str, where: Path, seed: int, environment: Mapping[str, str] = os
     return history, done.stdout.decode()
 
 
-@pytest.mark.parametrize("scene", ["sync-eio", "write-enospc", "write-eio"])
+@pytest.mark.parametrize("scene", ["sync-eio", "group-eio", "write-enospc", "write-eio"])
 def test_a_failed_call_stops_the_store(scene: str, shim: Path, seed: int, tmp_path: Path) -> None:
     """After one failed write or sync the outcome is unknown, the store stops for good, and only a reopen settles it."""
     try:

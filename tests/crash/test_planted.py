@@ -25,7 +25,7 @@ from .history import History
 from .planted import FOUND
 from .process import CHILD_TIMEOUT_S, ROOT
 
-INTENTS = 25
+INTENTS = 120
 THREADS = 2
 
 
@@ -53,10 +53,10 @@ class Setting:
         assert done.returncode == 0, f"the child failed to play its part: {done.stderr.decode()[-3000:]}"
         return done.stdout
 
-    def check(self, where: Path, history: History) -> None:
+    def check(self, where: Path, history: History, *mended: str) -> None:
         """Check a store in a child that has the bug, too: it may lie in what opens the store."""
         (self.place / "history").write_bytes(pickle.dumps(history))
-        self.child("check", where, self.place / "history", self.seed)
+        self.child("check", where, self.place / "history", self.seed, *mended)
 
     def write(self, where: Path) -> History:
         """Write a history without closing the store."""
@@ -89,15 +89,42 @@ def power(setting: Setting) -> None:
 def died_between_pieces(setting: Setting) -> None:
     """A writer dies when some of a record's points are written and others are not."""
     history = History(THREADS)
-    history.add(setting.child("die", setting.place / "store", setting.seed, 3).splitlines())
+    history.add(setting.child("die", setting.place / "store", setting.seed, "points", 3).splitlines())
     setting.check(setting.place / "store", history)
+
+
+def died_between_chunks(setting: Setting) -> None:
+    """A writer dies when some of a record's chunks are in the log and others are not."""
+    history = History(THREADS)
+    history.add(setting.child("die", setting.place / "store", setting.seed, "log", 1).splitlines())
+    setting.check(setting.place / "store", history)
+
+
+def retried(setting: Setting) -> None:
+    """A request is retried after a later write to the same point, before and after a crash."""
+    setting.child("request", setting.place / "store", setting.seed)
+    setting.child("retry", setting.place / "store", setting.seed)
+
+
+def flipped_extents(setting: Setting) -> None:
+    """A bit of every extent's file is flipped where vectors lie, between two openings."""
+    where = setting.place / "store"
+    history = setting.write(where)
+    files = list((where / "index").glob("*.extent"))
+    assert files, "there is no extent"
+    for path in files:
+        data = bytearray(path.read_bytes())
+        at = max(range(4096, len(data) - 3, 4096), key=lambda start: len(set(data[start : start + 4096])))
+        data[at + 101] ^= 4
+        path.write_bytes(data)
+    setting.check(where, history, "mended")
 
 
 def failed_sync(setting: Setting) -> None:
     """A sync fails, and readers go on."""
     environment = shim_environment(setting.shim, setting.place)
     history = History(THREADS)
-    said = setting.child("fail", "sync-eio", setting.place / "store", setting.seed, environment=environment)
+    said = setting.child("fail", "group-eio", setting.place / "store", setting.seed, environment=environment)
     history.add(said.splitlines())
     setting.check(setting.place / "store", history)
 
@@ -129,7 +156,18 @@ def churned(setting: Setting) -> None:
 
 FINDERS: dict[str, Callable[[Setting], None]] = {
     finder.__name__: finder
-    for finder in (killed, power, died_between_pieces, failed_sync, write_ahead_log_lost, contended, churned)
+    for finder in (
+        killed,
+        power,
+        died_between_pieces,
+        died_between_chunks,
+        failed_sync,
+        write_ahead_log_lost,
+        retried,
+        flipped_extents,
+        contended,
+        churned,
+    )
 }
 
 

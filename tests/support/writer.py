@@ -33,7 +33,7 @@ from vecstore.api import Database
 from vecstore.errors import Unavailable
 from vecstore.values import Written
 
-__all__ = ["CONFIG", "SHARED", "Intent", "State", "apply", "carry_out", "intents", "owner", "run"]
+__all__ = ["CONFIG", "SHARED", "Intent", "State", "apply", "attempt", "carry_out", "intents", "owner", "run"]
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -236,18 +236,23 @@ def run(db: Database, say: Say, seed: int, thread: int, threads: int, count: int
     for intent in intents(seed, thread, threads, first):
         if count is not None and intent.number - first >= count:
             return
-        say({"intent": asdict(intent)})
-        about: dict[str, Any] = {"thread": thread, "number": intent.number}
-        try:
-            written = carry_out(db, intent)
-        except vecstore.VecstoreError as error:
-            say({"error": about | {"type": type(error).__name__, "outcome": error.outcome, "text": str(error)}})
-            if error.outcome == "unknown" or (isinstance(error, Unavailable) and intent.do != "optimize"):
-                return
-            continue
-        if written is not None:
-            about |= {"lsn": written.lsn, "count": written.count, "token": written.token, "ack": written.ack}
-        say({"ack": about})
+        if not attempt(db, say, intent):
+            return
+
+
+def attempt(db: Database, say: Say, intent: Intent) -> bool:
+    """Carry out one intent, saying it before and after; return whether the store goes on writing."""
+    say({"intent": asdict(intent)})
+    about: dict[str, Any] = {"thread": intent.thread, "number": intent.number}
+    try:
+        written = carry_out(db, intent)
+    except vecstore.VecstoreError as error:
+        say({"error": about | {"type": type(error).__name__, "outcome": error.outcome, "text": str(error)}})
+        return error.outcome != "unknown" and (not isinstance(error, Unavailable) or intent.do == "optimize")
+    if written is not None:
+        about |= {"lsn": written.lsn, "count": written.count, "token": written.token, "ack": written.ack}
+    say({"ack": about})
+    return True
 
 
 def main() -> None:
