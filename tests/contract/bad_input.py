@@ -218,7 +218,7 @@ class BadInputContract(DatabaseContract):
     ) -> None:
         """A collection of a bad dimension, metric, index, shards, fields or metadata is not made."""
         with refused(database, InvalidArgument, *words):
-            database.create_collection(**({"name": "bad", "dim": 4} | arguments))
+            database.create_collection(**{"name": "bad", "dim": 4, **arguments})
         assert database.collections() == ["docs"]
 
     def test_one_bad_point_refuses_the_whole_call(self, database: Database, docs: Collection) -> None:

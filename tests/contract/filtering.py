@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -151,7 +152,7 @@ class FilteringContract(DatabaseContract):
     )
     def test_bad_filters_are_refused(self, database: Database, docs: Collection, filter: Any, words: list[Any]) -> None:
         """An undeclared field, a value of the wrong type or an unknown operator is refused by every call alike."""
-        calls = [
+        calls: list[Callable[[], object]] = [
             lambda: docs.count(filter),
             lambda: list(docs.scan(filter)),
             lambda: docs.search([1, 1, 1, 1], filter=filter),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.oracle import OracleCollection
-from vecstore import Collection, Database, DeadlineExceeded, InvalidArgument, WriteLost
+from vecstore import Collection, Database, DeadlineExceeded, InvalidArgument, WriteLost, Written
 from vecstore.record import Token
 
 from .base import FIELDS, PAYLOADS, VECTORS, DatabaseContract, ids_of, refused
@@ -101,7 +101,7 @@ class HistoryContract(DatabaseContract):
 
     def test_every_call_of_many_threads_is_its_own_record(self, database: Database, docs: Collection) -> None:
         """Writes of many threads get LSNs of their own, dense, and every one is applied once."""
-        lsn, written = database.status()["lsn"], []
+        lsn, written = database.status()["lsn"], list[Written]()
 
         def write(worker: int) -> None:
             written.extend(docs.upsert(1_000 + worker * 25 + i, [worker, i, 0, 1]) for i in range(25))

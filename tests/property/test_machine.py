@@ -373,7 +373,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int]]:
     return listing
 
 
-class TestStore(StoreMachine.TestCase):  # type: ignore[name-defined,misc]
+class TestStore(StoreMachine.TestCase):  # type: ignore[valid-type,misc]
     """Whatever the history, through crashes and reopens, the store holds and answers what the oracle does."""
 
     settings = settings(
