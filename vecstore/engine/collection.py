@@ -317,12 +317,12 @@ class EmbeddedCollection(Collection):
         keys = inputs.checked_keys(with_payload)
         condition = None if filter is None else parse(filter, definition.fields)
         query = inputs.prepared_query(vector, definition.dim, definition.metric)
-        if not engine.gate.acquire(timeout=timeout):
+        if not engine.gate.enter(timeout):
             raise DeadlineExceeded("the time given ran out before the search could start", hint="give it more time")
         try:
             found = search(collection.shards, view.lsn, query, k + offset, condition, ask, engine.filters)
         finally:
-            engine.gate.release()
+            engine.gate.leave()
         if offset:
             found = Found(found.scores[:, offset:], found.places[:, offset:], found.exact)
         return hits_of(collection, view.lsn, found, keys, with_vector, score_threshold)
@@ -369,12 +369,12 @@ class EmbeddedCollection(Collection):
 
         def part(some: npt.NDArray[np.float32]) -> Found:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
-            if (left_s is not None and left_s <= 0) or not engine.gate.acquire(timeout=left_s):
+            if (left_s is not None and left_s <= 0) or not engine.gate.enter(left_s):
                 raise DeadlineExceeded("the time given ran out before the search was done", hint="give it more time")
             try:
                 return search(collection.shards, lsn, some, k, condition, ask, engine.filters)
             finally:
-                engine.gate.release()
+                engine.gate.leave()
 
         threads = engine.config.search_thread_count()
         if threads == 1 or len(queries) < _BATCH_SPLIT_MIN:

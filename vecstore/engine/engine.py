@@ -31,6 +31,7 @@ from .checkpoint import Checkpointer, needed_files
 from .committer import Committer
 from .filtering import FilterCache
 from .folder import IndexFolder
+from .gate import Gate
 from .recovery import Recovered, open_storage, recover
 from .state import State
 from .view import CollectionView, View
@@ -99,7 +100,7 @@ class Engine:
         self.state: State = recovered.state
         self.history = recovered.history
         self.filters = FilterCache(self.config.filter_cache_bytes)
-        self.gate = threading.BoundedSemaphore(self.config.search_thread_count())
+        self.gate = Gate(self.config.search_thread_count())
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         self._closed = False
