@@ -268,11 +268,20 @@ class Engine:
         if self.builder is not None and self.checkpointer is not None and self.committer is not None:
             self.builder.close()
             self.checkpointer.close()
-            if self.committer.broken is None and self.checkpointer.is_due:
-                self.checkpointer.take()
-            if self.committer.broken is None and self.witness is not None:
-                self.witness.sync()
-            self.committer.close()
+            try:
+                if self.committer.broken is None and self.checkpointer.is_due:
+                    self.checkpointer.take()
+                if self.committer.broken is None and self.witness is not None:
+                    self.witness.sync()
+            finally:
+                # Whatever kept the last checkpoint from being taken: the log has all, and the lock must go.
+                self.committer.close()
+                self._release()
+            return
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of files, threads and the lock."""
         self._closed = True
         if self._pool is not None:
             self._pool.shutdown()

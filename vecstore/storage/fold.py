@@ -268,15 +268,19 @@ class Fold:
     def batches(self, group: Sequence[Staged], points_max: int) -> Iterator[Batch]:
         """Yield what staged records put into the families, at most `points_max` points a piece."""
         piece: list[tuple[Family, bytes, bytes | None]] = []
+        # What records do to collections stands in the last piece, beside the applied LSN: a collection that is gone
+        # while its record is still to be applied could not be redone.
+        about: list[tuple[Family, bytes, bytes | None]] = []
         for staged in group:
             if staged.points is None:
-                self._about(staged, piece)
+                self._about(staged, about)
                 continue
             for start in range(0, len(staged.points.body.keys), points_max):
                 _put_points(staged, start, start + points_max, piece)
                 if len(piece) >= 2 * points_max:
                     yield piece
                     piece = []
+        piece += about
         self._finish(group, piece)
         yield piece
 
