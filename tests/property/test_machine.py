@@ -2,6 +2,7 @@
 
 Hypothesis draws the steps and prints, for a failure, the shortest history that fails and how to repeat it;
 ``--hypothesis-seed=N`` draws others, ``VECSTORE_MACHINE_EXAMPLES`` and ``VECSTORE_MACHINE_STEPS`` draw more of them.
+Many more take longer than the deadlock timeout of one test: ``-o faulthandler_timeout=0`` lifts it.
 Limits are set so low that checkpoints, log cuts and seals happen all the time.
 
 A crash is an image of the folder taken between two acknowledged writes: the files are copied while the store is open,
