@@ -133,6 +133,19 @@ def applied_before_the_points() -> None:
     original = replace(Fold, "batches", batches)
 
 
+@bug("died_with_a_drop")
+def dropped_before_it_is_applied() -> None:
+    """A collection is removed with the first points of its group, so that its record cannot be applied again."""
+
+    def batches(self: Fold, group: Sequence[Staged], points_max: int) -> Iterator[Batch]:
+        pieces = list(original(self, group, points_max))
+        gone = [put for put in pieces[-1] if put[1].startswith(catalog.COLLECTION) and put[2] is None]
+        yield [*gone, *pieces[0]]
+        yield from pieces[1:]
+
+    original = replace(Fold, "batches", batches)
+
+
 @bug("died_between_pieces")
 def redo_counts_twice() -> None:
     """Redo recomputes digests from heads that the crash left half new, instead of taking the commit mark's."""

@@ -87,6 +87,55 @@ def _die_at(family: str, piece: int) -> None:
     RocksStore.write = write_and_die  # type: ignore[method-assign]
 
 
+def drop(arguments: list[str]) -> None:
+    """Drop a collection in one group with a large write to another, and die when some of that is written."""
+    where, _ = arguments
+    db: Any = vecstore.open(where, config=CONFIG)
+    db.create_collection("gone", DIM).upsert(1, [1.0] * DIM)
+    kept = db.create_collection("kept", DIM)
+    ids, vectors = list(range(300)), np.ones((300, DIM), np.float32)
+    kept.upsert(ids, vectors)
+    committer = db.engine.committer
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        held.set()
+        go.wait()
+
+    threading.Thread(target=lambda: committer.run(hold), daemon=True).start()
+    held.wait()
+    for count, call in enumerate(
+        (lambda: db.drop_collection("gone"), lambda: kept.update(ids, vectors=2 * vectors)), 1
+    ):
+        threading.Thread(target=call, daemon=True).start()
+        while committer._queue.qsize() < count:
+            threading.Event().wait(0.001)
+    _die_at("points", 1)
+    go.set()
+    threading.Event().wait()
+
+
+def dropped(arguments: list[str]) -> None:
+    """Open what `drop` left: both records were in the log, so both happened."""
+    where, _ = arguments
+    with vecstore.open(where, config=CONFIG) as db:
+        assert db.collections() == ["kept"]
+        assert all(
+            point.vector is not None and point.vector[0] == 2 for point in db.collection("kept").scan(with_vector=True)
+        )
+        check_digests(db)
+
+
+def few(arguments: list[str]) -> None:
+    """Write three small records that nothing flushes, and leave without closing."""
+    where, seed = arguments
+    db = failing.open_store(where, checkpoint_interval_s=3600.0)
+    for number in range(1_000, 1_003):
+        intent = writer.Intent(0, number, "upsert", "ints", [2 * number], salt=int(seed) + number)
+        assert writer.attempt(db, writer.sayer(1), intent)
+    os._exit(0)
+
+
 REQUEST = b"written only once"[:16]
 
 
@@ -197,6 +246,9 @@ PARTS: dict[str, Callable[[list[str]], None]] = {
     "fail": fail,
     "check": check,
     "die": die,
+    "few": few,
+    "drop": drop,
+    "dropped": dropped,
     "request": request,
     "retry": retry,
     "contend": contend,
@@ -211,7 +263,7 @@ def main() -> None:
         BUGS[bug].plant()
     try:
         PARTS[part](arguments)
-    except (AssertionError, VecstoreError) as error:
+    except (AssertionError, LookupError, VecstoreError) as error:
         print(f"found: {type(error).__name__}: {str(error)[:2000]}", file=sys.stderr)
         traceback.print_exc()
         sys.stderr.flush()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -58,10 +57,10 @@ class Setting:
         (self.place / "history").write_bytes(pickle.dumps(history))
         self.child("check", where, self.place / "history", self.seed, *mended)
 
-    def write(self, where: Path) -> History:
-        """Write a history without closing the store."""
+    def write(self, where: Path, *options: Any) -> History:
+        """Write a history, unless told otherwise without closing the store."""
         history = History(THREADS)
-        history.add(self.child("write", where, "--seed", self.seed, "--count", INTENTS).splitlines())
+        history.add(self.child("write", where, "--seed", self.seed, *(options or ("--count", INTENTS))).splitlines())
         return history
 
 
@@ -100,6 +99,12 @@ def died_between_chunks(setting: Setting) -> None:
     setting.check(setting.place / "store", history)
 
 
+def died_with_a_drop(setting: Setting) -> None:
+    """A writer dies between the pieces of a group that drops a collection and writes to another."""
+    setting.child("drop", setting.place / "store", setting.seed)
+    setting.child("dropped", setting.place / "store", setting.seed)
+
+
 def retried(setting: Setting) -> None:
     """A request is retried after a later write to the same point, before and after a crash."""
     setting.child("request", setting.place / "store", setting.seed)
@@ -130,10 +135,10 @@ def failed_sync(setting: Setting) -> None:
 
 
 def write_ahead_log_lost(setting: Setting) -> None:
-    """The write-ahead log is deleted between two openings: that must be refused, or nothing be missing."""
+    """The write-ahead log, which alone holds the last few records, is deleted: that must be refused."""
     where = setting.place / "store"
-    history = setting.write(where)
-    shutil.copytree(where, setting.place / "whole")
+    history = setting.write(where, "--count", 20, "--close")
+    history.add(setting.child("few", where, setting.seed).splitlines())
     for path in where.glob("rocks/*.log"):
         path.unlink()
     try:
@@ -142,6 +147,7 @@ def write_ahead_log_lost(setting: Setting) -> None:
         if "Damaged" in str(found) and "lsn" in str(found).lower():
             return
         raise
+    assert setting.bug != "none", "nothing was lost"
 
 
 def contended(setting: Setting) -> None:
@@ -161,6 +167,7 @@ FINDERS: dict[str, Callable[[Setting], None]] = {
         power,
         died_between_pieces,
         died_between_chunks,
+        died_with_a_drop,
         failed_sync,
         write_ahead_log_lost,
         retried,
