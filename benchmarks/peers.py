@@ -204,27 +204,45 @@ def run_memory(engine: Engine, vectors: dataset.Floats) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace, data_name: str) -> None:
-    """Run each engine asked for in processes of its own, and write a file for each."""
-    for name in args.engines.split(","):
-        print(f"{name}:", flush=True)
-        with bench.work_folder(args) as folder:
-            result: dict[str, Any] = {}
-            for part in ("run", "memory"):
-                if part == "memory" and name == "qdrant-flushed":
-                    continue
-                answer = folder / f"{part}.json"
-                places = [
-                    "--folder",
-                    str(folder / "data"),
-                    "--queries",
-                    str(folder / "queries.npy"),
-                    "--answer",
-                    str(answer),
-                ]
-                command = [sys.executable, __file__, *_forwarded(args), "--stage", part, "--engine", name, *places]
-                subprocess.run(command, check=True)
-                result |= json.loads(answer.read_text())
-        bench.write_json(args.out / f"peers-{data_name}-{name}.json", result)
+    """Run the engines in turns, as often as asked, and write a file for each with the medians."""
+    passes: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(args.passes):
+        for name in args.engines.split(","):
+            print(f"{name}:", flush=True)
+            passes.setdefault(name, []).append(measured_apart(name, args))
+            bench.write_json(args.out / f"peers-{data_name}-{name}.json", median_of(passes[name]))
+
+
+def measured_apart(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Measure one engine once, in processes of its own."""
+    result: dict[str, Any] = {}
+    with bench.work_folder(args) as folder:
+        for part in ("run", "memory"):
+            if part == "memory" and name == "qdrant-flushed":
+                continue
+            answer = folder / f"{part}.json"
+            command = [sys.executable, __file__, *_forwarded(args), "--stage", part, "--engine", name]
+            command += ["--folder", str(folder / "data"), "--queries", str(folder / "queries.npy")]
+            subprocess.run([*command, "--answer", str(answer)], check=True)
+            result |= json.loads(answer.read_text())
+    return result
+
+
+def median_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one result whose figures are the medians of several; graphs differ from build to build, so recall too."""
+    merged = dict(results[-1])
+    for name, value in merged.items():
+        if isinstance(value, int | float):
+            merged[name] = statistics.median(result[name] for result in results)
+    if "curves" in merged:
+        merged["curves"] = {
+            mode: [
+                {key: statistics.median(result["curves"][mode][i][key] for result in results) for key in point}
+                for i, point in enumerate(points)
+            ]
+            for mode, points in merged["curves"].items()
+        }
+    return merged | {"passes": len(results)}
 
 
 def _forwarded(args: argparse.Namespace) -> list[str]:
@@ -374,6 +392,7 @@ def main() -> None:
     dataset.add_arguments(parser)
     bench.add_arguments(parser)
     parser.add_argument("--engines", default=",".join(ENGINES), help="which to measure")
+    parser.add_argument("--passes", type=int, default=1, help="times to go through all engines; medians count")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each rate; the median counts")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of each measurement")
     parser.add_argument("--report", action="store_true", help="measure nothing, compare what is there")

@@ -52,6 +52,19 @@ def test_rate_at_a_recall_is_interpolated_on_the_frontier(modules: tuple[ModuleT
     assert rate_at(points, 0.99) is None
 
 
+def test_passes_are_merged_by_their_medians(modules: tuple[ModuleType, ...]) -> None:
+    """Numbers and the points of curves become medians; what is text stays."""
+    results = [
+        {"engine": "a", "disk_bytes": n, "curves": {"one": [{"knob": 1, "recall": 0.9, "per_s": 10.0 * n}]}}
+        for n in (1, 2, 9)
+    ]
+    merged = modules[2].median_of(results)
+    assert merged["engine"] == "a"
+    assert merged["disk_bytes"] == 2
+    assert merged["curves"]["one"] == [{"knob": 1, "recall": 0.9, "per_s": 20.0}]
+    assert merged["passes"] == 3
+
+
 def test_a_target_is_met_or_missed(modules: tuple[ModuleType, ...]) -> None:
     """The table says NO where a figure misses its target, and nothing where there is none."""
     answer = modules[0].Answer

@@ -61,7 +61,7 @@ def test_recall_is_kept_on_tiny_data(tmp_path: Path) -> None:
 
 def test_peers_compares_the_engines_that_it_measured(tmp_path: Path) -> None:
     """The report holds a figure for every way of asking, and curves with a recall at each setting."""
-    written = run("peers.py", tmp_path, "--engines", "vecstore")
+    written = run("peers.py", tmp_path, "--engines", "vecstore", "--passes", "2")
     figures = written["engines"]["vecstore"]
     assert figures["ingest_rows_per_s"] > figures["indexed_rows_per_s"] > 0
     assert figures["resident_x raw"] > 0

@@ -1,6 +1,7 @@
 """The gate: so many searches at once, one a core, the others wait in line.
 
-Tokens in a `SimpleQueue`, whose waiting is done in C: a semaphore of the `threading` module takes a lock and a condition
+Tokens in a `SimpleQueue`, whose waiting is done in C: a semaphore of the `threading` module takes a lock and a
+condition
 of its own for each waiter, which cost a third of the rate of eight callers.
 """
 
