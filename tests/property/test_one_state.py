@@ -20,7 +20,7 @@ import pytest
 import vecstore
 from vecstore import Collection, Database
 
-WATCHED, GENERATIONS, DIM = 40, 130, 8
+WATCHED, GENERATIONS, DIM = 40, 75, 8
 BALLAST_START, BALLAST_ROWS = 1_000, 400
 FAR = np.float32(1e4)
 CONFIG = {"checkpoint_log_bytes": 64 << 10, "checkpoint_interval_s": 0.2, "write_points_max": 5}
@@ -148,7 +148,7 @@ def test_readers_see_one_state_while_rows_are_written_sealed_and_merged(database
         for generation in range(1, GENERATIONS):
             write_generation(docs, generation)
             write_ballast(docs, generation)
-            if generation % 40 == 0:
+            if generation % 25 == 0:
                 docs.optimize()
             if faults:
                 break
@@ -177,7 +177,7 @@ def test_an_acknowledged_write_is_seen_by_every_thread(database: Database) -> No
     for reader in readers:
         reader.start()
     try:
-        for generation in range(1, 200):
+        for generation in range(1, 100):
             write_generation(docs, generation)
             acknowledged[0] = generation
     finally:
