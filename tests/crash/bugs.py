@@ -242,6 +242,7 @@ def view_published_early() -> None:
     def write_log(self: Committer, group: Any) -> None:
         original(self, group)
         self._apply(group)
+        self._publish()
         group.located.clear()
 
     original = replace(Committer, "_write_log", write_log)

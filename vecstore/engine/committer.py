@@ -1,8 +1,8 @@
 """The committer: the one thread that writes. It takes all calls that wait, and makes them durable with one sync.
 
 A group goes: check deadlines and request ids, resolve each call to a physical change, stage its record; write the log;
-sync once; write heads and points; publish the view; answer. Nothing is written before the whole record is known to be
-good, so a bad call is refused and changes nothing.
+sync once, and meanwhile prepare what follows; write heads and points; publish the view; answer. Nothing is written
+before the whole record is known to be good, so a bad call is refused and changes nothing.
 
 After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on
 with the last view, and only a reopen settles what became of each waiting call.
@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +101,7 @@ class Committer:
         self.durable_lsn = state.fold.tip.lsn
         self.applied = threading.Condition()
         self.broken: BaseException | None = None
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
         self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
 
     def start(self) -> None:
@@ -171,6 +173,7 @@ class Committer:
             self._closing = True
             self._queue.put(None)
         self._thread.join()
+        self._syncer.shutdown()
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -362,12 +365,18 @@ class Committer:
     def _commit(self, group: _Group) -> None:
         if group.staged:
             self._write_log(group)
-            if group.durable:
-                self._sync(group.staged[-1])
-            for batch in self._state.fold.batches(group.staged, self._config.write_points_max):
-                self._store.write(batch)
-            self._state.fold.settle()
+            syncing = self._syncer.submit(self._timed_sync) if group.durable else None
+            # While the disk works: what no view shows yet, and what is not written before the sync is done.
+            fold = self._state.fold
+            batches = [self._store.prepare(b) for b in fold.batches(group.staged, self._config.write_points_max)]
             self._apply(group)
+            if syncing is not None:
+                syncing.result()
+                self._note_durable(group.staged[-1])
+            for batch in batches:
+                self._store.write(batch)
+            fold.settle()
+            self._publish()
         elif group.durable and self.durable_lsn < self._state.fold.tip.lsn:
             self.sync()
         self._answer(group)
@@ -385,9 +394,11 @@ class Committer:
                 group.written = True
             self._metrics.log_bytes.inc(staged.record.size)
 
-    def _sync(self, last: Staged) -> None:
+    def _timed_sync(self) -> None:
         with self._metrics.sync_s.time():
             self._store.sync()
+
+    def _note_durable(self, last: Staged) -> None:
         header, mark = last.record.header, last.record.mark
         self.durable_lsn = header.lsn
         self._witness.record(WitnessMark(header.lsn, mark.chain, header.epoch))
@@ -401,10 +412,10 @@ class Committer:
             self._witness.record(WitnessMark(tip.lsn, tip.chain, tip.epoch))
 
     def _apply(self, group: _Group) -> None:
+        """Put a group's rows into the shards. They are seen with the next view."""
         for i, staged in enumerate(group.staged):
             self._state.apply(staged, group.located.get(i))
             self._history.append(staged.record)
-        self._publish()
 
     def _publish(self) -> None:
         self._state.publish()

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from ..errors import VecstoreError
 
-__all__ = ["Batch", "Family", "KeyValueStore", "Stalled"]
+__all__ = ["Batch", "Family", "KeyValueStore", "Prepared", "Stalled"]
 
 
 class Family(StrEnum):
@@ -43,10 +43,20 @@ Batch = Sequence[tuple[Family, bytes, bytes | None]]
 """Puts (a value) and deletes (None), in order."""
 
 
+class Prepared(Protocol):
+    """A batch in a store's own form, made ahead of its write."""
+
+    batch: Batch
+
+
 class KeyValueStore(Protocol):
     """An open store. See the module for what it promises."""
 
-    def write(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> Prepared:
+        """Bring a batch into the store's own form, so that its write takes less time. Writes nothing."""
+        ...
+
+    def write(self, batch: Batch | Prepared) -> None:
         """Apply a batch atomically. Keep it small: it may hold the interpreter lock while it runs."""
         ...
 

@@ -370,13 +370,11 @@ def _put_points(staged: Staged, start: int, stop: int, piece: list[tuple[Family,
     prefix = header.collection.to_bytes(8, "big")
     heads, points = Family.HEADS, Family.POINTS
     if body.vectors is None:
-        for key in body.keys[start:stop]:
-            piece.append((heads, prefix + key, None))
-            piece.append((points, prefix + key, None))
+        piece += [(heads, prefix + key, None) for key in body.keys[start:stop]]
+        piece += [(points, prefix + key, None) for key in body.keys[start:stop]]
         return
-    for key, value, number in zip(
-        body.keys[start:stop], staged.points.contents[start:stop], staged.points.hashes[start:stop], strict=True
-    ):
-        place = prefix + key
-        piece.append((heads, place, lsn + number.to_bytes(16, "big")))
-        piece.append((points, place, lsn + value))
+    # Families in runs: the store names a family once for each.
+    places = [prefix + key for key in body.keys[start:stop]]
+    hashes, contents = staged.points.hashes[start:stop], staged.points.contents[start:stop]
+    piece += [(heads, key, lsn + number.to_bytes(16, "big")) for key, number in zip(places, hashes, strict=True)]
+    piece += [(points, key, lsn + value) for key, value in zip(places, contents, strict=True)]

@@ -48,7 +48,7 @@ from rocksdict import (
 )
 
 from ..errors import Closed, Damaged, Exhausted, Locked, NotFound, Outcome, Unavailable, VecstoreError
-from .base import Batch, Family, Stalled
+from .base import Batch, Family, Prepared, Stalled
 
 __all__ = ["RocksStore", "open_store"]
 
@@ -128,7 +128,11 @@ class RocksStore:
         self._write_options = WriteOptions()
         self._write_options.no_slowdown = True
 
-    def write(self, batch: Batch) -> None:
+    def prepare(self, batch: Batch) -> Prepared:
+        """Make RocksDB's own batch now; `write` then only hands it over."""
+        return _PreparedBatch(batch, self._built(batch))
+
+    def write(self, batch: Batch | Prepared) -> None:
         """Apply a batch atomically; see `KeyValueStore`. It waits through a stall for up to `STALL_WAIT_S_MAX`.
 
         Raises
@@ -136,8 +140,18 @@ class RocksStore:
         Stalled
             RocksDB still refused; nothing was written.
         """
+        ready: WriteBatch | None = None
+        if isinstance(batch, _PreparedBatch):
+            ready, batch.built = batch.built, None
+        pairs = batch.batch if isinstance(batch, _PreparedBatch) else cast("Batch", batch)
+
+        def build() -> WriteBatch:
+            nonlocal ready
+            made, ready = ready, None
+            return self._built(pairs) if made is None else made
+
         with self._gate:
-            self._commit(lambda: self._built(batch))
+            self._commit(build)
 
     def sync(self) -> None:
         """Make all that was written durable."""
@@ -320,6 +334,16 @@ class RocksStore:
             raise _foreign(
                 exc, f"{doing} of {self.path}", family=family, outcome=outcome, read_only=self._read_only
             ) from exc
+
+
+class _PreparedBatch:
+    """`base.Prepared`: the pairs, and RocksDB's batch of them until it is handed over, which consumes it."""
+
+    __slots__ = ("batch", "built")
+
+    def __init__(self, batch: Batch, built: WriteBatch) -> None:
+        self.batch = batch
+        self.built: WriteBatch | None = built
 
 
 class _Gate:
