@@ -199,7 +199,7 @@ def checkpoint_not_synced() -> None:
     original = replace(os, "fsync", fsync)
 
 
-@bug("killed")
+@bug("written_beside_a_checkpoint")
 def log_cut_above_the_checkpoint() -> None:
     """A checkpoint cuts the log up to the newest record, not up to its own."""
 
@@ -239,13 +239,11 @@ def answered_before_the_sync() -> None:
 def view_published_early() -> None:
     """Readers see a group before its sync, so that they see what a failed sync leaves unknown."""
 
-    def write_log(self: Committer, group: Any) -> None:
+    def apply(self: Committer, group: Any) -> None:
         original(self, group)
-        self._apply(group)
         self._publish()
-        group.located.clear()
 
-    original = replace(Committer, "_write_log", write_log)
+    original = replace(Committer, "_apply", apply)
 
 
 # -- segments --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import vecstore
+from vecstore.engine.folder import IndexFolder
 from vecstore.errors import VecstoreError
 from vecstore.storage.rocks import RocksStore
 from vecstore.values import Written
@@ -34,6 +35,8 @@ __all__ = ["FOUND", "PARTS"]
 
 FOUND = 3
 DIM = 16
+CHECKPOINTS = 4
+"""More than are retained, so that the log is cut."""
 HOT_IDS = 40
 HOT_THREADS = 6
 HOT_WRITES = 40
@@ -78,7 +81,7 @@ def _die_at(family: str, piece: int) -> None:
 
     def write_and_die(self: RocksStore, batch: Any) -> None:
         original(self, batch)
-        if any(put[0] == family for put in batch):
+        if any(put[0] == family for put in getattr(batch, "batch", batch)):
             seen[0] += 1
             if seen[0] == piece:
                 self.sync()
@@ -133,6 +136,31 @@ def few(arguments: list[str]) -> None:
     for number in range(1_000, 1_003):
         intent = writer.Intent(0, number, "upsert", "ints", [2 * number], salt=int(seed) + number)
         assert writer.attempt(db, writer.sayer(1), intent)
+    os._exit(0)
+
+
+def checkpoint(arguments: list[str]) -> None:
+    """Take a checkpoint during which another record is written, and leave without closing."""
+    where, seed = arguments
+    db: Any = failing.open_store(where, checkpoint_interval_s=3600.0)
+    say = writer.sayer(1)
+
+    def one(number: int) -> None:
+        assert writer.attempt(
+            db, say, writer.Intent(0, number, "upsert", "ints", [2 * number], salt=int(seed) + number)
+        )
+
+    original, number = IndexFolder.sync, [1]
+
+    def write_and_sync(self: IndexFolder) -> None:
+        one(number[0])
+        number[0] += 1
+        original(self)
+
+    IndexFolder.sync = write_and_sync  # type: ignore[method-assign]
+    one(0)
+    for _ in range(CHECKPOINTS):
+        db.engine.checkpointer.take()
     os._exit(0)
 
 
@@ -247,6 +275,7 @@ PARTS: dict[str, Callable[[list[str]], None]] = {
     "check": check,
     "die": die,
     "few": few,
+    "checkpoint": checkpoint,
     "drop": drop,
     "dropped": dropped,
     "request": request,

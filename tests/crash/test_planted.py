@@ -105,6 +105,13 @@ def died_with_a_drop(setting: Setting) -> None:
     setting.child("dropped", setting.place / "store", setting.seed)
 
 
+def written_beside_a_checkpoint(setting: Setting) -> None:
+    """Records are written while checkpoints are taken."""
+    history = History(THREADS)
+    history.add(setting.child("checkpoint", setting.place / "store", setting.seed).splitlines())
+    setting.check(setting.place / "store", history)
+
+
 def retried(setting: Setting) -> None:
     """A request is retried after a later write to the same point, before and after a crash."""
     setting.child("request", setting.place / "store", setting.seed)
@@ -170,6 +177,7 @@ FINDERS: dict[str, Callable[[Setting], None]] = {
         died_with_a_drop,
         failed_sync,
         write_ahead_log_lost,
+        written_beside_a_checkpoint,
         retried,
         flipped_extents,
         contended,

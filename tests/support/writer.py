@@ -39,7 +39,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 CONFIG: dict[str, Any] = {
     "checkpoint_log_bytes": 256 * KIB,
-    "checkpoint_interval_s": 0.3,
+    "checkpoint_interval_s": 0.05,
     "write_buffer_bytes": MIB,
     "wal_bytes_max": MIB,
     "unsealed_rows_max": 8_192,
