@@ -45,6 +45,8 @@ __all__ = [
     "split_content",
 ]
 
+Bytes = bytes | memoryview
+
 RECORD_VERSION = 1
 _HEADER = struct.Struct("<HBBQQ16sqqQIQI")
 """version, kind, zero, LSN, epoch, request id, commit and wall time, collection, count, log bytes, body bytes"""
@@ -168,10 +170,10 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One log entry. `parts` are the body's pieces, joined only when they are written."""
+    """One log entry. `parts` are the body's pieces, joined only as they are written."""
 
     header: Header
-    parts: tuple[bytes, ...]
+    parts: tuple[Bytes, ...]
     mark: Mark
 
     @property
@@ -182,7 +184,7 @@ class Record:
     @property
     def body(self) -> bytes:
         """The body in one piece."""
-        return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        return bytes(self.parts[0]) if len(self.parts) == 1 else b"".join(self.parts)
 
     @property
     def size(self) -> int:
@@ -208,9 +210,26 @@ class Record:
 
     def chunks(self) -> Iterator[tuple[bytes, bytes]]:
         """Cut the record into keys and values of the log family; the last one carries the mark's end."""
-        data = self.encode()
-        for number, start in enumerate(range(0, len(data), LOG_CHUNK_BYTES)):
-            yield log_key(self.header.lsn, number), data[start : start + LOG_CHUNK_BYTES]
+        pieces = (self.header.encode(), *self.parts, self.mark.encode())
+        for number, chunk in enumerate(_cut(pieces, LOG_CHUNK_BYTES)):
+            yield log_key(self.header.lsn, number), chunk
+
+
+def _cut(pieces: Sequence[Bytes], size: int) -> Iterator[bytes]:
+    """Join pieces and cut them again into chunks of a size, copying each byte once."""
+    taken: list[Bytes] = []
+    room = size
+    for piece in pieces:
+        view = memoryview(piece)
+        while len(view) >= room:
+            taken.append(view[:room])
+            yield b"".join(taken)
+            view, taken, room = view[room:], [], size
+        if len(view):
+            taken.append(view)
+            room -= len(view)
+    if taken:
+        yield b"".join(taken)
 
 
 def log_key(lsn: int, chunk: int = 0) -> bytes:
@@ -232,7 +251,7 @@ def chain_seed(lineage: bytes) -> bytes:
     return xxhash.xxh3_128_digest(b"vecstore chain\0" + lineage)
 
 
-def next_chain(chain: bytes, header: bytes, parts: Sequence[bytes]) -> bytes:
+def next_chain(chain: bytes, header: bytes, parts: Sequence[Bytes]) -> bytes:
     """Return chain(n): xxh3_128 over chain(n-1), the record's header and body."""
     state = xxhash.xxh3_128(chain)
     state.update(header)
@@ -304,7 +323,7 @@ def content(key: bytes, payload: bytes, vector: bytes | memoryview) -> bytes:
 def contents(keys: Sequence[bytes], payloads: Sequence[bytes], vectors: npt.NDArray[np.float32]) -> list[bytes]:
     """Return the content of each point: `content` of many, with what they share made once."""
     size = 4 * vectors.shape[1]
-    data = memoryview(vectors.tobytes())
+    data = vectors.data.cast("B") if len(vectors) else memoryview(b"")
     tail, sized, join = _U32.pack(size), _U32.pack, b"".join
     key_sizes = {count: sized(count) for count in set(map(len, keys))}
     return [
@@ -348,8 +367,8 @@ class PointsBody:
     payloads: list[bytes]
     vectors: npt.NDArray[np.float32] | None
 
-    def encode(self) -> tuple[bytes, ...]:
-        """Return the body's parts: counts, ids, payload sizes, payloads, vectors."""
+    def encode(self) -> tuple[Bytes, ...]:
+        """Return the body's parts: counts, ids, payload sizes, payloads, vectors (not copied)."""
         dim = 0 if self.vectors is None else self.vectors.shape[1]
         head = struct.pack("<BIIB", self.kind, len(self.keys), dim, self.vectors is not None)
         if self.kind == IdKind.INT:
@@ -358,7 +377,8 @@ class PointsBody:
             ids = _sized([key[1:] for key in self.keys])
         if self.vectors is None:
             return (head, ids)
-        return (head, ids, _sized(self.payloads), self.vectors.tobytes())
+        vectors = self.vectors.data.cast("B") if len(self.vectors) else b""
+        return (head, ids, _sized(self.payloads), vectors)
 
     @classmethod
     def decode(cls, data: bytes) -> PointsBody:

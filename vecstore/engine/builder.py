@@ -14,7 +14,9 @@ A shard tends towards one large sealed segment, one small one that takes in froz
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -46,6 +48,7 @@ __all__ = ["Builder"]
 _log = logging.getLogger("vecstore")
 
 _IDLE_S = 0.5
+_NICENESS = 10
 _RETRAIN_GROWTH = 4
 _MEASURE_GROWTH = 1.25
 _SEED = 20_240_229
@@ -142,6 +145,9 @@ class Builder:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        # Who waits for an answer goes first: on Linux a priority is a thread's own.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while not self._closing:
             try:
                 worked = self._work()

@@ -134,7 +134,11 @@ class EmbeddedCollection(Collection):
             raise too_large("upsert", len(keys), 4 * definition.dim * len(keys))
         floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
         rows = _payload_rows(given, len(keys))
-        encoded = payloads.encode_all(rows, len(keys))
+        encoded = None if rows is None else payloads.encode_simple(rows)
+        # What columns read of plain mappings is what they would read of the JSON.
+        plain = rows if encoded is not None else None
+        if encoded is None:
+            encoded = payloads.encode_all(rows, len(keys))
         state = self._now().state
         if kind is None:
             return self._nothing(ack)
@@ -143,13 +147,17 @@ class EmbeddedCollection(Collection):
         if kept is not None:
             keys, encoded, floats = [keys[i] for i in kept], [encoded[i] for i in kept], floats[kept]
             rows = None if rows is None else [rows[i] for i in kept]
+            plain = None if plain is None else rows
+        elif not floats.flags.owndata or floats is vectors:
+            # The caller may change its array while the write waits: what is checked and hashed must be what is kept.
+            floats = floats.copy()
         size = floats.nbytes + sum(map(len, encoded))
         if size > RECORD_BYTES_MAX:
             raise too_large("upsert", len(keys), size)
         fields = state.definition.fields
         if fields and rows is not None and not state.definition.infer:
             payloads.check(fields, rows)
-        change = PointsChange.of(PointsBody(kind, keys, encoded, floats))
+        change = PointsChange.of(PointsBody(kind, keys, encoded, floats), plain)
         self._engine.admit_rows(self._number, deadline_s)
         call = Upsert(
             ack=ack,

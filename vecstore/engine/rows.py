@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from ..config import EXTENT_ROWS
 from ..index.base import Vectors
+from ..index.norms import inverse_norms
 from ..values import Metric
 from .mapping import AddressSpace, paged
 
-__all__ = ["Rows", "Section", "inverse_norms", "row_sections"]
+__all__ = ["Rows", "Section", "row_sections"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,9 @@ class Rows:
         self.lsns: npt.NDArray[np.int64] = self._space.array("<i8", (capacity,), at["lsns"])
 
     def map_memory(self, slot: int) -> None:
-        """Give a slot memory to be filled."""
+        """Give a slot memory to be filled. The first may stay almost empty for ever; the others will not."""
         for section in self.sections:
-            self._space.map_memory(*self._span(section, slot, EXTENT_ROWS))
+            self._space.map_memory(*self._span(section, slot, EXTENT_ROWS), huge=slot > 0)
 
     def map_file(self, slot: int, rows: int, file: int, offsets: dict[str, int]) -> None:
         """Put an extent's file at a slot: `rows` rows, each column at its offset in the file."""
@@ -120,11 +121,3 @@ class Rows:
 
     def _span(self, section: Section, slot: int, rows: int) -> tuple[int, int]:
         return section.offset + slot * EXTENT_ROWS * section.row_bytes, rows * section.row_bytes
-
-
-def inverse_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return 1 / length of each vector, computed in float64 so that no float32 vector overflows or vanishes."""
-    with np.errstate(divide="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-        norms: npt.NDArray[np.float32] = (1.0 / np.sqrt(squares)).astype(np.float32)
-    return norms

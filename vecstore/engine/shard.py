@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +127,13 @@ class Shard:
         for i, segment in enumerate(self.sealed.segments):
             self._dead[i] += int(sum(slots[extent.slot.number] for extent in segment.extents))
 
-    def append(self, lsn: int | npt.NDArray[np.int64], body: PointsBody, codes: npt.NDArray[np.uint64]) -> None:
+    def append(
+        self,
+        lsn: int | npt.NDArray[np.int64],
+        body: PointsBody,
+        codes: npt.NDArray[np.uint64],
+        payloads: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Add rows for the points of an upsert; recovery gives an LSN for each."""
         assert body.vectors is not None
         done, count = 0, len(body.keys)
@@ -137,7 +144,7 @@ class Shard:
             part = slice(done, done + taken)
             lsns = lsn if isinstance(lsn, int) else lsn[part]
             self.rows.write(slice(row, row + taken), body.vectors[part], codes[part], lsns)
-            self.columns.put(row, body.payloads[part])
+            self.columns.put(row, (body.payloads if payloads is None else payloads)[part])
             extent.append(body.keys[part], body.payloads[part], self._row_bytes)
             done += taken
         self.version += 1

@@ -6,7 +6,7 @@ replays the log. `publish` makes the next view; readers take `view`, one referen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class State:
         self._touched.add(number)
         if staged.points is not None:
             if number in self.shards:
-                self.apply_points(number, header.lsn, staged.points.body, located)
+                self.apply_points(number, header.lsn, staged.points.body, located, staged.points.payloads)
         elif header.kind == Kind.CREATE and staged.state is not None:
             self.open_collection(staged.state)
         elif header.kind == Kind.DROP:
@@ -90,11 +90,18 @@ class State:
             for shard in self.shards[number]:
                 shard.replace_columns(refilled(shard, change["fields"]))
 
-    def apply_points(self, number: int, lsn: int, body: PointsBody, located: list[int] | None = None) -> None:
+    def apply_points(
+        self,
+        number: int,
+        lsn: int,
+        body: PointsBody,
+        located: list[int] | None = None,
+        payloads: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
         """Put points into the shards of a collection: kill the rows that they replace, append new ones."""
         shards = self.shards[number]
         if len(shards) == 1:
-            _apply(shards[0], lsn, body, located)
+            _apply(shards[0], lsn, body, located, payloads)
             return
         places = shard_of(body.keys, len(shards))
         for i, shard in enumerate(shards):
@@ -135,11 +142,17 @@ class State:
         return View(tip.lsn, tip.epoch, tip.chain, collections, names(self.fold.collections.values()))
 
 
-def _apply(shard: Shard, lsn: int, body: PointsBody, located: list[int] | None) -> None:
+def _apply(
+    shard: Shard,
+    lsn: int,
+    body: PointsBody,
+    located: list[int] | None,
+    payloads: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
     codes = codes_of(body)
     shard.kill(shard.locate(body.keys, codes) if located is None else located, lsn)
     if body.vectors is not None:
-        shard.append(lsn, body, codes)
+        shard.append(lsn, body, codes, payloads)
 
 
 def part_of(body: PointsBody, rows: list[int]) -> PointsBody:

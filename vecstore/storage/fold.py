@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,15 +58,22 @@ class PointsChange:
     body: PointsBody
     contents: list[bytes]
     hashes: list[int]
+    payloads: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
-    def of(cls, body: PointsBody) -> PointsChange:
-        """Compute content and hash of each point; for a delete there are none."""
+    def of(cls, body: PointsBody, payloads: Sequence[Mapping[str, Any]] | None = None) -> PointsChange:
+        """Compute content and hash of each point; for a delete there are none.
+
+        Parameters
+        ----------
+        payloads
+            The mappings that the body's payloads were made of, where the caller has them: it saves reading JSON.
+        """
         if body.vectors is None:
-            return cls(body, [], [])
+            return cls(body, [], [], payloads)
         pieces = contents(body.keys, body.payloads, body.vectors)
         hashed = xxhash.xxh3_128_intdigest
-        return cls(body, pieces, [hashed(piece) for piece in pieces])
+        return cls(body, pieces, [hashed(piece) for piece in pieces], payloads)
 
 
 @dataclass(frozen=True, slots=True)
