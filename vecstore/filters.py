@@ -40,6 +40,13 @@ FILTER_DEPTH_MAX = 64
 FILTER_CONDITIONS_MAX = 4_096
 FILTER_VALUES_MAX = 65_536
 
+_PARSED_MAX = 256
+_PLAIN_TYPES = frozenset({str, int, float, bool})
+_TEXT_KEYS_MAX = 4
+_TEXT_LENGTH_MAX = 200
+"""Short dicts are remembered with their normal forms, by how they are written; long ones are not worth writing out."""
+_parsed: dict[tuple[int, str], tuple[Mapping[str, FieldType], Condition]] = {}
+
 Comparison = Literal["$eq", "$lt", "$lte", "$gt", "$gte", "$contains"]
 _SYMBOLS = {"$eq": "==", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
 _OPERATORS = "$eq $ne $lt $lte $gt $gte $in $nin $contains $null $not"
@@ -279,7 +286,39 @@ def parse(filter: Condition | Mapping[str, Any], fields: Mapping[str, FieldType]
     InvalidArgument
         A field that is not declared, a value that does not fit, an unknown operator, or a filter that is too large.
     """
-    return _Parser(fields).condition(filter, 1)
+    if isinstance(filter, Condition):
+        # Conditions never change: one that is used again keeps its normal form, for these very fields.
+        known = filter.__dict__.get("_parsed")
+        if known is not None and known[0] is fields:
+            return known[1]  # type: ignore[no-any-return]
+        parsed = _Parser(fields).condition(filter, 1)
+        filter.__dict__["_parsed"] = (fields, parsed)
+        return parsed
+    text = _text(filter)
+    if not text or len(text) > _TEXT_LENGTH_MAX:
+        return _Parser(fields).condition(filter, 1)
+    entry = _parsed.get((id(fields), text))
+    if entry is not None and entry[0] is fields:
+        return entry[1]
+    parsed = _Parser(fields).condition(filter, 1)
+    if len(_parsed) >= _PARSED_MAX:
+        _parsed.clear()
+    # The fields are kept with it, so that their identity stays theirs.
+    _parsed[id(fields), text] = (fields, parsed)
+    return parsed
+
+
+def _text(filter: object) -> str:
+    """Return how a short dict of plain values is written, which tells 1 from True and 1.0; "" for any other filter."""
+    if type(filter) is not dict or len(filter) > _TEXT_KEYS_MAX:
+        return ""
+    for value in filter.values():
+        if type(value) is dict:
+            if len(value) > _TEXT_KEYS_MAX or not _PLAIN_TYPES.issuperset(map(type, value.values())):
+                return ""
+        elif type(value) not in _PLAIN_TYPES:
+            return ""
+    return repr(filter)
 
 
 class _Parser:

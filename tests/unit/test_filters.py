@@ -101,6 +101,22 @@ def test_different_filters_have_different_keys(one: Condition, other: Condition)
     assert key(one) != key(other)
 
 
+def test_a_filter_that_is_used_again_is_parsed_for_the_fields_given() -> None:
+    """Normal forms are remembered, for equal writing and the very same fields only."""
+    for filter in (SIZE == 1, {"size": 1}, {"size": {"$lt": 1}}):
+        first = parse(filter, FIELDS)
+        assert parse(filter, FIELDS).key == first.key
+        assert parse(filter, {"size": "float64"}).key != first.key
+        with pytest.raises(InvalidArgument, match="not declared"):
+            parse(filter, {"word": "string"})
+        assert parse(filter, FIELDS).key == first.key
+    assert parse({"open": True}, FIELDS).key != parse({"size": 1}, FIELDS).key
+    with pytest.raises(InvalidArgument):
+        parse({"size": True}, FIELDS)
+    with pytest.raises(InvalidArgument):
+        parse({"open": 1}, FIELDS)
+
+
 def test_a_key_tells_the_types_of_fields_apart() -> None:
     """A field that was widened to float64 doesn't find what was cached while it was int64."""
     assert parse({"size": 1}, {"size": "int64"}).key != parse({"size": 1}, {"size": "float64"}).key

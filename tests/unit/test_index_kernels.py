@@ -55,6 +55,9 @@ def test_scores_have_the_same_bits_on_every_path(metric: Metric, dim: int) -> No
         gathered, where = cpu.scan(vectors, few, span[::-1].copy(), 20)
         assert np.array_equal(gathered, best)
         assert np.array_equal(np.take_along_axis(full[: len(few)], where, 1), best)
+        copied, there = cpu.Block(vectors, span).scan(few, 20)
+        assert np.array_equal(copied, best)
+        assert np.array_equal(there, found)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -6,14 +6,14 @@ import heapq
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..api import Collection
 from ..config import RECORD_BYTES_MAX, RECORD_POINTS_MAX
-from ..errors import DeadlineExceeded, Exhausted, InvalidArgument, NotFound, NotPrimary
+from ..errors import DeadlineExceeded, Exhausted, InvalidArgument, NotFound, NotPrimary, VecstoreError
 from ..fields import check_fields
 from ..filters import Condition, parse
 from ..index import cpu
@@ -48,9 +48,18 @@ from .view import CollectionView, View
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["EmbeddedCollection"]
+__all__ = ["EmbeddedCollection", "Handle"]
 
 _BATCH_SPLIT_MIN = 8
+
+
+class Handle(Protocol):
+    """What a collection needs of the handle of its store."""
+
+    @property
+    def engine(self) -> Engine:
+        """The open engine; refuses use after close."""
+        ...
 
 
 class EmbeddedCollection(Collection):
@@ -58,17 +67,23 @@ class EmbeddedCollection(Collection):
 
     Parameters
     ----------
+    owner
+        The handle of the store that it came from: closed with it.
     number
         The collection's id: a handle follows renames, and does not follow the name.
     """
 
-    def __init__(self, engine: Engine, number: int, name: str) -> None:
-        self._engine = engine
+    def __init__(self, owner: Handle, number: int, name: str) -> None:
+        self._owner = owner
         self._number = number
         self._last_name = name
 
     def __repr__(self) -> str:
-        return f"<Collection {self._last_name!r} of {self._engine.directory.path!r}>"
+        return f"<Collection {self._last_name!r} of {self._owner!r}>"
+
+    @property
+    def _engine(self) -> Engine:
+        return self._owner.engine
 
     # -- what it is --------------------------------------------------------------------------------------------------
 
@@ -242,7 +257,7 @@ class EmbeddedCollection(Collection):
             given = "both" if ids is not None else "neither"
             raise InvalidArgument(f"ids, filter: {given} given; allowed is exactly one of them")
         if filter is not None:
-            return self._delete_where(parse(filter, state.definition.fields), ack, deadline_s)
+            return self._delete_where(filter, ack, deadline_s)
         kind, keys, _ = inputs.key_list(ids)
         if len(keys) > RECORD_POINTS_MAX:
             raise too_large("delete", len(keys), 16 * len(keys))
@@ -255,16 +270,24 @@ class EmbeddedCollection(Collection):
         written: Written = self._engine.submit(call)
         return written
 
-    def _delete_where(self, condition: Condition, ack: Ack, deadline_s: float | None) -> Written:
+    def _delete_where(self, filter: Filter, ack: Ack, deadline_s: float | None) -> Written:
+        fields = self._now().state.definition.fields
+        condition = parse(filter, fields)
         total = 0
         while True:
-            call = DeleteWhere(ack=ack, deadline_s=deadline_s, bytes=4096, collection=self._number, condition=condition)
+            call = DeleteWhere(
+                ack=ack,
+                deadline_s=deadline_s,
+                bytes=4096,
+                collection=self._number,
+                filter=filter,
+                condition=condition,
+                checked=fields,
+            )
             try:
                 written: Written = self._engine.submit(call)
-            except Exception as exc:
-                details = getattr(exc, "details", None)
-                if details is not None:
-                    details["committed"] = total
+            except VecstoreError as exc:
+                _note_committed(exc, total)
                 raise
             total += written.count
             if written.count < RECORD_POINTS_MAX:
@@ -317,6 +340,8 @@ class EmbeddedCollection(Collection):
         timeout: float | None = None,
     ) -> Hits:
         engine = self._engine
+        if timeout is not None:
+            timeout = inputs.checked_timeout(timeout)
         view = engine.view(after, timeout)
         collection = self._in(view)
         definition = collection.state.definition
@@ -401,7 +426,7 @@ class EmbeddedCollection(Collection):
         after: str | Written | None = None,
         timeout: float | None = None,
     ) -> list[Point]:
-        view = self._engine.view(after, timeout)
+        view = self._engine.view(after, inputs.checked_timeout(timeout))
         collection = self._in(view)
         kind, keys, _ = inputs.key_list(ids)
         wanted = inputs.checked_keys(with_payload)
@@ -429,10 +454,8 @@ class EmbeddedCollection(Collection):
         condition = None if filter is None else parse(filter, collection.state.definition.fields)
         first = None
         if start is not None:
-            kind, keys, _ = inputs.key_list(start)
-            assert kind is not None
-            check_id_kind(collection.state, kind)
-            first = keys[0]
+            kind, first = inputs.one_key(start, "start")
+            check_id_kind(collection.state, kind, "start")
         if limit is not None:
             limit = inputs.checked_int(limit, "limit", 0, 2**63 - 1)
         wanted = inputs.checked_keys(with_payload)
@@ -473,7 +496,7 @@ class EmbeddedCollection(Collection):
     def count(
         self, filter: Filter | None = None, *, after: str | Written | None = None, timeout: float | None = None
     ) -> int:
-        view = self._engine.view(after, timeout)
+        view = self._engine.view(after, inputs.checked_timeout(timeout))
         collection = self._in(view)
         if filter is None:
             return collection.state.points
@@ -492,7 +515,10 @@ def _deadline(timeout: object) -> float | None:
 def _payload_rows(given: Any, count: int) -> Sequence[Payload] | None:
     if given is None:
         return None
-    rows = given.to_pylist() if hasattr(given, "to_pylist") else given
+    rows = given
+    if hasattr(given, "to_pylist"):
+        # A table has a cell for every key; what is null there was not given.
+        rows = [{key: value for key, value in row.items() if value is not None} for row in given.to_pylist()]
     if isinstance(rows, Mapping):
         rows = [rows]
     if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
@@ -527,12 +553,16 @@ def _upsert_table(
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         try:
             last = collection.upsert(*piece.read(), ack=ack, timeout=left_s)
-        except Exception as exc:
-            details = getattr(exc, "details", None)
-            if details is not None:
-                details["committed"] = committed
+        except VecstoreError as exc:
+            _note_committed(exc, committed)
             raise
         committed += last.count
         if progress is not None:
             progress(committed)
     return Written(last.lsn, committed, last.token, last.ack)
+
+
+def _note_committed(exc: VecstoreError, committed: int) -> None:
+    """Let the error of a call of many records say how many points the records before it committed."""
+    exc.details["committed"] = committed
+    exc.hint = f"{committed} points were committed before it" + (f"; {exc.hint}" if exc.hint else "")

@@ -16,13 +16,18 @@ import numpy.typing as npt
 
 from ..config import EXTENT_ROWS
 from ..filters import Condition
+from ..index.base import Floats, Vectors
 from ..index.base import Rows as RowNumbers
-from ..index.cpu import BitmapSelection, selection
+from ..index.cpu import BitmapSelection, Block, scan, selection
 from .view import Bitmap, Growing, Sealed, ShardView
 
 __all__ = ["FilterCache", "Match", "count_rows", "growing_mask", "live_selection", "matching_bits", "matching_rows"]
 
 _ENTRY_BYTES = 400
+_USES_MIN = 4
+"""The rows of a filter are copied side by side once it was scanned so often: one that comes once isn't worth it."""
+_BLOCK_PART = 4
+"""Such a copy takes at most this part of the cache."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +36,8 @@ class Match:
 
     selection: BitmapSelection
     count: int
+    block: Block | None = None
+    uses: int = 0
     _rows: RowNumbers | None = None
 
     @property
@@ -65,6 +72,29 @@ class FilterCache:
         self._put(key, match, bits.nbytes + 8 * min(count, 1 << 16))
         return match
 
+    def scan(
+        self, shard: ShardView, condition: Condition, match: Match, queries: Floats, k: int
+    ) -> tuple[Floats, RowNumbers]:
+        """Find the k nearest of each query among the rows of a match, by comparing all of them."""
+        if match.block is not None:
+            return match.block.scan(queries, k)
+        match.uses += 1
+        if match.uses > _USES_MIN and 4 * shard.rows.dim * match.count <= self._bytes_max // _BLOCK_PART:
+            return self._gathered((shard.sealed.serial, condition.key), match, shard.rows.vectors).scan(queries, k)
+        return scan(shard.rows.vectors, queries, match.rows, k)
+
+    def _gathered(self, key: tuple[int, bytes], match: Match, vectors: Vectors) -> Block:
+        block = Block(vectors, match.rows)
+        with self._lock:
+            entry = self._entries.get(key)
+            # What the cache no longer holds, or another thread was first to copy, serves this search alone.
+            if entry is not None and entry[0] is match and match.block is None:
+                match.block = block
+                self._entries[key] = (match, entry[1] + block.bytes)
+                self.bytes += block.bytes
+                self._shrink()
+        return block
+
     def _bits(self, shard: ShardView, condition: Condition) -> Bitmap:
         key = (shard.sealed.structure, condition.key)
         found = self._get(key)
@@ -92,9 +122,12 @@ class FilterCache:
             if key not in self._entries and size <= self._bytes_max:
                 self._entries[key] = (value, size)
                 self.bytes += size
-            while self.bytes > self._bytes_max:
-                _, (_, gone) = self._entries.popitem(last=False)
-                self.bytes -= gone
+            self._shrink()
+
+    def _shrink(self) -> None:
+        while self.bytes > self._bytes_max:
+            _, (_, gone) = self._entries.popitem(last=False)
+            self.bytes -= gone
 
 
 def matching_bits(shard: ShardView, condition: Condition) -> Bitmap:

@@ -31,7 +31,7 @@ SHARD_SHIFT = 40
 """A place in a collection is a row number, with its shard above."""
 _ROW_MASK = (1 << SHARD_SHIFT) - 1
 _SORTED_MAX = 1_024
-_SCAN_ROWS_PER_384 = 2_000
+_SCAN_ROWS_PER_384 = 3_500
 """Up to so many matching rows of 384 dimensions are scanned: beyond, the index with a selection is cheaper."""
 
 
@@ -125,7 +125,7 @@ def _sealed(
         if not match.count:
             return []
         if match.count <= scan_rows_max(shard.rows.dim):
-            return [_scanned(lambda n: cpu.scan(shard.rows.vectors, queries, match.rows, n), k, match.count)]
+            return [_scanned(partial(cache.scan, shard, condition, match, queries), k, match.count)]
         selection = match.selection
         share = match.count / max(1, sealed.rows)
     elif any(sealed.dead):

@@ -21,6 +21,7 @@ from .base import Floats, Rows, Vectors
 
 __all__ = [
     "BitmapSelection",
+    "Block",
     "nearest",
     "normalised",
     "one_thread",
@@ -143,6 +144,9 @@ def nearest(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
 
     Equal scores come in the order of their columns where all of them fit.
     """
+    if len(scores) == 1:
+        best, columns = _nearest_of_one(metric, scores[0], k)
+        return best[None], columns[None]
     count = scores.shape[1]
     keys = scores if metric == "l2" else -scores
     if count > 4 * k and count > 256:
@@ -152,6 +156,52 @@ def nearest(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
     else:
         order = keys.argsort(axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), order
+
+
+def _nearest_of_one(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
+    """Do what `nearest` does for one query, without the steps that several need."""
+    keys = scores if metric == "l2" else -scores
+    if len(keys) > 4 * k and len(keys) > 256:
+        part = keys.argpartition(k - 1)[:k]
+        part.sort()
+        order = part[keys[part].argsort(kind="stable")]
+    else:
+        order = keys.argsort(kind="stable")[:k]
+    return scores[order], order
+
+
+class Block:
+    """Copies of some rows, side by side: they are compared at about twice the speed. Immutable, thread-safe.
+
+    Attributes
+    ----------
+    bytes
+        Memory that it takes.
+    """
+
+    __slots__ = ("_pointer", "_rows", "_vectors", "bytes")
+
+    def __init__(self, vectors: Vectors, rows: Rows) -> None:
+        data = vectors.data[rows]
+        norms = None if vectors.inverse_norms is None else vectors.inverse_norms[rows]
+        self._rows = rows
+        self._vectors = Vectors(vectors.metric, data, norms)
+        self._pointer = _pointer(data)
+        self.bytes = data.nbytes + (0 if norms is None else norms.nbytes)
+
+    def scan(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Find the k nearest among the rows, as the function `scan` does, with the same bits."""
+        vectors, count = self._vectors, len(self._rows)
+        if len(queries) > 1 or queries.shape[1] < SPAN_DIM_MIN:
+            best, columns = scan_span(vectors, queries, 0, count, k)
+            return best, self._rows[columns]
+        one_thread()
+        scores = np.empty(count, np.float32)
+        _by_span[vectors.metric == "l2"](_pointer(scores), _pointer(queries), self._pointer, queries.shape[1], count)
+        if vectors.inverse_norms is not None:
+            scores *= vectors.inverse_norms
+        best, columns = _nearest_of_one(vectors.metric, scores, k)
+        return best[None], self._rows[columns][None]
 
 
 def scan(vectors: Vectors, queries: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
