@@ -139,7 +139,7 @@ def open(
     try:
         from .engine.database import open_database
     except ImportError as exc:
-        if isinstance(exc, VecstoreError):
+        if isinstance(exc, VecstoreError) or (exc.name or "").startswith("vecstore"):
             raise
         raise EngineMissing(
             f"the embedded engine needs {exc.name}, which is not installed", hint="pip install 'vecstore-db[cpu]'"

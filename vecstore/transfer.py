@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from .api import Collection, Database
+from .errors import InvalidArgument
 from .values import Written
 
 __all__ = ["copy_collection"]
@@ -15,6 +16,10 @@ _POINTS_MAX = 1_000
 
 def copy_collection(source: Collection, target: Database, name: str) -> Written:
     """Create `name` in `target` like `source`, and copy its points in the order of their ids, on one view."""
+    if not isinstance(source, Collection):
+        raise InvalidArgument(f"source: {source!r} given; allowed is a collection")
+    if not isinstance(target, Database):
+        raise InvalidArgument(f"target: {target!r} given; allowed is a database")
     made = target.create_collection(
         name, source.dim, metric=source.metric, fields=source.fields, metadata=source.metadata or None
     )

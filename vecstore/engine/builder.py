@@ -167,13 +167,22 @@ class Builder:
     def _work(self) -> bool:
         """Do one piece of work, if there is any; report whether there was."""
         worked = False
-        for number, view in list(self._state.view.collections.items()):
+        for number in list(self._state.view.collections):
+            view = self._state.view.collections.get(number)
+            if view is None:
+                continue
             whole = number in self._wanted
             for i, shard in enumerate(view.shards):
                 if self._closing:
                     return False
                 with self._folder.making() as names, self._metrics.build_s.time():
-                    done = self._step(_Job(view.state.definition, i, shard, whole), names)
+                    try:
+                        done = self._step(_Job(view.state.definition, i, shard, whole), names)
+                    except FileNotFoundError:
+                        if number in self._state.view.collections:
+                            raise
+                        # Dropped meanwhile, and its files with it.
+                        break
                 worked = worked or done
                 if done:
                     with self.progress:

@@ -16,7 +16,7 @@ from ..filters import Condition
 from ..record import NO_REQUEST, Kind
 from ..storage.catalog import Definition, Epoch
 from ..storage.fold import PointsChange
-from ..values import Ack, FieldType, Payload, Written
+from ..values import Ack, FieldType, Filter, Payload, Written
 
 __all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert", "nothing_written"]
 
@@ -132,10 +132,18 @@ class Delete(Call):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class DeleteWhere(Call):
-    """Remove points that match, as many as one record holds."""
+    """Remove points that match, as many as one record holds.
+
+    Attributes
+    ----------
+    filter
+        As given: parsed again where the collection's fields are others by now than those it was parsed with.
+    """
 
     collection: int
+    filter: Filter
     condition: Condition
+    checked: Mapping[str, FieldType]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

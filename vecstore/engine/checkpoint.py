@@ -287,7 +287,7 @@ class Checkpointer:
 
     def _clean(self) -> None:
         """Remove the files that neither a kept checkpoint nor the store as it is needs."""
-        self._folder.clean(needed_files(self.entries, self._contents.values(), self._state.view))
+        self._folder.clean(lambda: needed_files(self.entries, self._contents.values(), self._state.view))
         current = {s.name for c in self._state.view.collections.values() for v in c.shards for s in v.sealed.segments}
         kept = {s.name for c in self._contents.values() for v in c.collections.values() for e in v for s in e.segments}
         for name in set(self._dumped) - current - kept:

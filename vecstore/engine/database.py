@@ -121,7 +121,7 @@ class EmbeddedDatabase(Database):
             name=inputs.checked_name(name),
             dim=inputs.checked_dim(dim),
             metric=inputs.checked_metric(metric),
-            fields={} if infer else check_fields(fields),  # type: ignore[arg-type]
+            fields={} if infer else _checked_fields(fields),
             infer=infer,
             index=_checked_index(index),
             shards=inputs.checked_shards(shards),
@@ -146,12 +146,12 @@ class EmbeddedDatabase(Database):
                 created is not None
                 and engine.state.view.collections[created].state.definition.created_lsn == written.lsn
             ):
-                return EmbeddedCollection(engine, created, name)
+                return EmbeddedCollection(self, created, name)
             there = created
         if there is None:
             raise NotFound(f"collection {name!r} was dropped while it was created")
         self._check_same(there, definition, exist_ok)
-        return EmbeddedCollection(engine, there, name)
+        return EmbeddedCollection(self, there, name)
 
     def _check_same(self, number: int, wanted: Definition, exist_ok: bool) -> None:
         found = self.engine.state.view.collections[number].state.definition
@@ -173,7 +173,7 @@ class EmbeddedDatabase(Database):
                 )
 
     def collection(self, name: str) -> Collection:
-        return EmbeddedCollection(self.engine, self._number(name), name)
+        return EmbeddedCollection(self, self._number(name), name)
 
     def _number(self, name: object) -> int:
         view = self.engine.state.view
@@ -254,6 +254,14 @@ def _request_id(text: object) -> bytes | None:
         request = bytes.fromhex(text)
         return None if request == NO_REQUEST else request
     return None
+
+
+def _checked_fields(fields: object) -> dict[str, FieldType]:
+    if not isinstance(fields, Mapping):
+        raise InvalidArgument(
+            f"fields: {inputs.shown(fields)} given; allowed is a mapping of names to types, or 'infer'"
+        )
+    return check_fields(fields)
 
 
 def _checked_index(index: object) -> str:

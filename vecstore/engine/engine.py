@@ -116,7 +116,7 @@ class Engine:
         # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
         for name in os.listdir(self.directory.quarantine):
             shutil.rmtree(os.path.join(self.directory.quarantine, name))
-        folder.clean(needed_files(recovered.entries, recovered.contents.values(), self.state.view))
+        folder.clean(lambda: needed_files(recovered.entries, recovered.contents.values(), self.state.view))
         clock = CommitClock(self.clock, self.state.fold.tip.commit_time_us)
         self.committer = Committer(
             self.state,

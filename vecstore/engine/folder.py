@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -79,12 +79,17 @@ class IndexFolder:
         """Make new names durable."""
         sync_folder(self.path)
 
-    def clean(self, needed: Iterable[str]) -> int:
-        """Remove files that nobody needs or is making; return how many."""
+    def clean(self, needed: Callable[[], set[str]]) -> int:
+        """Remove files that nobody needs or is making; return how many.
+
+        The order counts: a file that was there is being made, or whoever made it has told who needs it by now.
+        """
+        found = os.listdir(self.path)
         with self._lock:
-            kept = set(needed).union(*self._making)
+            making = set[str]().union(*self._making)
+        kept = making | needed()
         removed = 0
-        for name in os.listdir(self.path):
+        for name in found:
             if name not in kept and name.removesuffix(".new") not in kept:
                 os.unlink(os.path.join(self.path, name))
                 removed += 1

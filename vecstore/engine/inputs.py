@@ -31,10 +31,12 @@ __all__ = [
     "checked_metric",
     "checked_name",
     "checked_shards",
+    "checked_threshold",
     "checked_timeout",
     "checked_vectors",
     "key_list",
     "last_of_each",
+    "one_key",
     "prepared_query",
     "shown",
 ]
@@ -159,6 +161,11 @@ def _key(id: object, what: str) -> tuple[IdKind, bytes]:
     raise InvalidArgument(f"{what}: {shown(id)} given; an id is an int, a str or a uuid.UUID")
 
 
+def one_key(id: object, what: str) -> tuple[IdKind, bytes]:
+    """Return the kind and id key of one id."""
+    return _key(id, what)
+
+
 def last_of_each(keys: list[bytes]) -> list[int] | None:
     """Return the positions to keep so that the last of equal ids counts; None if all differ."""
     newest = {key: i for i, key in enumerate(keys)}
@@ -272,10 +279,22 @@ def ask_of(recall: Any, exact: bool, effort: int | None) -> Ask:
     return Ask(1.0, exact=True) if recall == 1 else Ask(float(recall))
 
 
-def checked_keys(with_payload: bool | Sequence[str]) -> bool | tuple[str, ...]:
+def checked_threshold(score_threshold: Any) -> float | None:
+    """Check a threshold of scores."""
+    if score_threshold is None:
+        return None
+    if isinstance(score_threshold, bool) or not isinstance(score_threshold, int | float | np.number):
+        raise InvalidArgument(f"score_threshold: {shown(score_threshold)} given; allowed is a number, or None")
+    if math.isnan(score_threshold):
+        raise InvalidArgument("score_threshold: nan given; allowed is a number, or None")
+    return float(score_threshold)
+
+
+def checked_keys(with_payload: Any) -> bool | tuple[str, ...]:
     """Check which payload keys are wanted."""
     if isinstance(with_payload, bool):
         return with_payload
-    if isinstance(with_payload, str) or not all(isinstance(key, str) for key in with_payload):
+    is_list = isinstance(with_payload, Sequence) and not isinstance(with_payload, str | bytes)
+    if not is_list or not all(isinstance(key, str) for key in with_payload):
         raise InvalidArgument(f"with_payload: {shown(with_payload)} given; allowed are True, False, or a list of keys")
     return tuple(with_payload)

@@ -6,13 +6,15 @@ filter finds those that it removes. All checks are made here or before, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..config import EXTENT_ROWS, RECORD_BYTES_MAX, RECORD_POINTS_MAX
 from ..errors import InvalidArgument, NotFound
+from ..filters import parse
 from ..record import IdKind, PointsBody
 from ..storage.catalog import CollectionState
 from ..storage.fold import PointsChange
@@ -89,11 +91,13 @@ class Resolver:
 
     def delete_where(self, call: DeleteWhere) -> Resolved:
         """Find as many points that match as one record holds."""
-        self.collection(call.collection)
+        fields = self.collection(call.collection).definition.fields
+        # A bound of an int64 field is not the bound of the float64 field that it has become.
+        condition = call.condition if fields == call.checked else parse(call.filter, fields)
         view = self._state.view
         keys: list[bytes] = []
         for shard in view.collections[call.collection].shards:
-            for row in matching_rows(shard, view.lsn, call.condition)[: RECORD_POINTS_MAX - len(keys)].tolist():
+            for row in matching_rows(shard, view.lsn, condition)[: RECORD_POINTS_MAX - len(keys)].tolist():
                 extent = shard.extents[row // EXTENT_ROWS]
                 assert extent is not None
                 keys.append(extent.key_of(row % EXTENT_ROWS, int(shard.rows.codes[row])))
@@ -123,13 +127,17 @@ class Resolver:
         return Resolved(PointsChange.of(body), [True] * len(keys), None, new or None)
 
     def _merged(
-        self, state: CollectionState, old: list[bytes], patches: list[object], places: Sequence[int]
+        self, state: CollectionState, old: list[bytes], patches: list[Mapping[str, Any]], places: Sequence[int]
     ) -> tuple[list[bytes], dict[str, FieldType]]:
         merged = []
         for data, patch in zip(old, patches, strict=True):
             value = payloads.decode(data, True)
-            value.update(patch)  # type: ignore[call-overload]
-            merged.append({key: item for key, item in value.items() if item is not None})
+            for key, item in patch.items():
+                if item is None:
+                    value.pop(key, None)
+                else:
+                    value[key] = item
+            merged.append(value)
         fields = state.definition.fields
         new = payloads.infer(fields, merged) if state.definition.infer else {}
         payloads.check({**fields, **new}, merged)
@@ -170,12 +178,12 @@ def _removal(keys: list[bytes]) -> PointsChange | None:
     return PointsChange.of(PointsBody(IdKind(keys[0][0]), keys, [], None))
 
 
-def check_id_kind(state: CollectionState, kind: IdKind) -> None:
+def check_id_kind(state: CollectionState, kind: IdKind, what: str = "ids") -> None:
     """Refuse ids of another kind than the collection's."""
     if state.id_kind is not None and state.id_kind != kind:
         given, kept = ("integers", "strings") if kind == IdKind.INT else ("strings", "integers")
         raise InvalidArgument(
-            f"ids: {given} given, but the ids of collection {state.definition.name!r} are {kept}",
+            f"{what}: {given} given, but the ids of collection {state.definition.name!r} are {kept}",
             hint="the first write of a collection fixes the kind of its ids",
         )
 
@@ -186,6 +194,7 @@ def too_large(what: str, points: int, size: int) -> InvalidArgument:
     return InvalidArgument(
         f"{what}: {points} points of {size} bytes are more than one record holds "
         f"({RECORD_POINTS_MAX} points, {RECORD_BYTES_MAX} bytes)",
-        hint=f"split it into at least {parts} calls of {max(1, points // parts)} points, or use upsert_table",
+        hint=f"split it into at least {parts} calls of {max(1, points // parts)} points"
+        + (", or use upsert_table" if what == "upsert" else ""),
         details={"points": points, "bytes": size, "points_max": RECORD_POINTS_MAX, "bytes_max": RECORD_BYTES_MAX},
     )
