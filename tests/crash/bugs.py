@@ -113,8 +113,8 @@ def digest_outside_the_batch() -> None:
 def payload_left_out_of_the_digest() -> None:
     """The content hash covers id and vector alone."""
 
-    def of(body: Any) -> PointsChange:
-        change = original(body)
+    def of(body: Any, *more: Any) -> PointsChange:
+        change = original(body, *more)
         hashes = [content_hash(body.keys[i], b"", body.vectors[i].tobytes()) for i in range(len(change.hashes))]
         return PointsChange(change.body, change.contents, hashes)
 

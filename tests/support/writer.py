@@ -20,6 +20,7 @@ import json
 import os
 import random
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -280,12 +281,16 @@ def write_history(options: argparse.Namespace, say: Say) -> None:
     for name, arguments in SHARED.items():
         db.create_collection(name, exist_ok=True, **arguments)
     say({"event": "ready"})
-    threads = [
-        threading.Thread(
-            target=run, args=(db, say, options.seed, thread, options.threads, options.count, options.first)
-        )
-        for thread in range(options.threads)
-    ]
+
+    def write(thread: int) -> None:
+        try:
+            run(db, say, options.seed, thread, options.threads, options.count, options.first)
+        except BaseException:  # noqa: BLE001
+            # No error but those of the package may reach a caller.
+            traceback.print_exc()
+            os._exit(70)
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(options.threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
