@@ -342,6 +342,8 @@ class EmbeddedCollection(Collection):
         engine = self._engine
         if timeout is not None:
             timeout = inputs.checked_timeout(timeout)
+        if score_threshold is not None:
+            score_threshold = inputs.checked_threshold(score_threshold)
         view = engine.view(after, timeout)
         collection = self._in(view)
         definition = collection.state.definition
@@ -455,7 +457,7 @@ class EmbeddedCollection(Collection):
         first = None
         if start is not None:
             kind, first = inputs.one_key(start, "start")
-            check_id_kind(collection.state, kind, "start")
+            check_id_kind(collection.state, kind, f"start: {inputs.shown(start)}")
         if limit is not None:
             limit = inputs.checked_int(limit, "limit", 0, 2**63 - 1)
         wanted = inputs.checked_keys(with_payload)
