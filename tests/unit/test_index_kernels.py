@@ -66,7 +66,13 @@ def test_prepared_queries_do_not_depend_on_their_batch(metric: Metric) -> None:
     given = np.random.default_rng(3).standard_normal((50, 77)).astype(np.float32)
     batch = cpu.prepare(metric, given)
     assert all(np.array_equal(cpu.prepare(metric, given[i : i + 1])[0], batch[i]) for i in range(50))
+    for i in range(50):
+        assert np.array_equal(cpu.prepared(metric, given[i]), batch[i : i + 1])
+        assert np.array_equal(cpu.prepared(metric, given.T.copy().T[i]), batch[i : i + 1])
+    for bad in (np.nan, np.inf, -np.inf):
+        assert cpu.prepared(metric, np.array([1, bad], np.float32)) is None
     if metric == "cosine":
+        assert cpu.prepared(metric, np.zeros(3, np.float32)) is None
         tiny = cpu.prepare(metric, np.full((1, 4), 1e-30, np.float32))
         huge = cpu.prepare(metric, np.full((1, 4), 1e30, np.float32))
         assert np.allclose(tiny, 0.5) and np.allclose(huge, 0.5)

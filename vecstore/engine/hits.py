@@ -12,7 +12,7 @@ from ..config import EXTENT_ROWS
 from ..record import IdKind
 from ..values import Hit, Hits, SearchBatch
 from . import payload as payloads
-from .search import Found, ids_at, payload_at, vector_at
+from .search import Found, id_at, ids_at, payload_at, vector_at
 from .view import CollectionView, ShardView
 
 __all__ = ["BatchHits", "FoundHits", "batch_of", "hits_of", "joined", "payload_bytes", "vectors_at"]
@@ -130,15 +130,20 @@ def hits_of(
 ) -> Hits:
     """Return the hits of one query, cut at a threshold."""
     shards = collection.shards
-    ids = ids_at(shards, found.places, collection.state.id_kind == IdKind.STR)[0].tolist()
-    scores = found.scores[0].tolist()
-    count = len(ids)
-    while count and (found.places[0, count - 1] < 0 or _is_beyond(scores[count - 1], score_threshold, collection)):
+    rows = found.places[0]
+    places, scores = rows.tolist(), found.scores[0].tolist()
+    count = len(places)
+    while count and (places[count - 1] < 0 or _is_beyond(scores[count - 1], score_threshold, collection)):
         count -= 1
-    places = found.places[0, :count].tolist()
+    if count < len(places):
+        rows, places, scores = rows[:count], places[:count], scores[:count]
+    if len(shards) == 1 and collection.state.id_kind != IdKind.STR:
+        ids = shards[0].rows.codes[rows].view(np.int64).tolist()
+    else:
+        ids = [id_at(shards, place) for place in places]
     data = payload_bytes(shards, places) if keys is not False else None
     vectors = vectors_at(shards, found, count) if with_vector else None
-    return FoundHits(ids[:count], scores[:count], data, keys, vectors, lsn, found.exact)
+    return FoundHits(ids, scores, data, keys, vectors, lsn, found.exact)
 
 
 def _is_beyond(score: float, threshold: float | None, collection: CollectionView) -> bool:

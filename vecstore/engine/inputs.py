@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, NAME_BYTES_MAX, RECALL_DEFAULT, SHARDS_MAX
 from ..errors import InvalidArgument
-from ..index.cpu import prepare
+from ..index.cpu import prepare, prepared
 from ..record import IdKind, id_key
 from ..values import Ack, Metric
 from .search import Ask
@@ -41,6 +41,7 @@ __all__ = [
     "shown",
 ]
 
+_FLOAT32 = np.dtype(np.float32)
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_BYTES_MAX}}}")
 _METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
@@ -235,18 +236,20 @@ def _checked_values(array: npt.NDArray[Any], metric: Metric, what: str) -> npt.N
 def prepared_query(vector: npt.ArrayLike, dim: int, metric: Metric) -> npt.NDArray[np.float32]:
     """Return one query as float32 (1, dim), as the kernels expect it.
 
-    One sum over the prepared numbers tells whether all is well: what is not finite, too large for a float32, or has no
-    direction, comes out as a sum that is not finite. Only then is it worth asking what was wrong.
+    One look at the prepared numbers tells whether all is well: what is not finite, too large for a float32, or has no
+    direction, gives no query. Only then is it worth asking what was wrong.
     """
-    array = _real_array(vector, "vector")
+    array = vector if type(vector) is np.ndarray and vector.dtype == _FLOAT32 else _real_array(vector, "vector")
     if array.shape != (dim,):
         if array.ndim == 1:
             raise InvalidArgument(f"vector: dimension {array.shape[0]} given; the collection's is {dim}")
         raise InvalidArgument(f"vector: an array of shape {array.shape} given; allowed is ({dim},)")
-    with np.errstate(all="ignore"):
-        query = prepare(metric, array[None, :])
-        suspicious = not math.isfinite(float(np.add.reduce(query, axis=None)))
-    return prepare(metric, _checked_values(array[None, :], metric, "vector")) if suspicious else query
+    floats = array
+    if array.dtype != _FLOAT32:
+        with np.errstate(over="ignore"):
+            floats = array.astype(np.float32)
+    query = prepared(metric, floats)
+    return prepare(metric, _checked_values(array[None, :], metric, "vector")) if query is None else query
 
 
 # -- search ----------------------------------------------------------------------------------------------------------

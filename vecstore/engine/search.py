@@ -84,9 +84,10 @@ def search(
     parts: list[tuple[Floats, RowNumbers]] = []
     exact = True
     for number, shard in enumerate(shards):
-        for scores, rows in _sealed(shard, queries, k, condition, ask, cache):
+        found, compared = _sealed(shard, queries, k, condition, ask, cache)
+        exact = exact and compared
+        for scores, rows in found:
             parts.append((scores, rows if not number else rows + (number << SHARD_SHIFT)))
-        exact = exact and (ask.exact or _is_exact(shard, condition, cache))
         for growing in shard.growing:
             part = _growing(shard, growing, lsn, queries, k, condition)
             if part is not None:
@@ -106,26 +107,21 @@ def scan_rows_max(dim: int) -> int:
     return _SCAN_ROWS_PER_384 * 384 // dim
 
 
-def _is_exact(shard: ShardView, condition: Condition | None, cache: FilterCache) -> bool:
-    if not any(segment.index is not None for segment in shard.sealed.segments):
-        return True
-    return condition is not None and cache.match(shard, condition).count <= scan_rows_max(shard.rows.dim)
-
-
 def _sealed(
     shard: ShardView, queries: Floats, k: int, condition: Condition | None, ask: Ask, cache: FilterCache
-) -> list[tuple[Floats, RowNumbers]]:
+) -> tuple[list[tuple[Floats, RowNumbers]], bool]:
+    """Ask the sealed segments; also return whether every row that matches was compared."""
     sealed = shard.sealed
     if not sealed.segments:
-        return []
+        return [], True
     selection: cpu.BitmapSelection | None = None
     share = 1.0
     if condition is not None:
         match = cache.match(shard, condition)
         if not match.count:
-            return []
+            return [], True
         if match.count <= scan_rows_max(shard.rows.dim):
-            return [_scanned(partial(cache.scan, shard, condition, match, queries), k, match.count)]
+            return [_scanned(partial(cache.scan, shard, condition, match, queries), k, match.count)], True
         selection = match.selection
         share = match.count / max(1, sealed.rows)
     elif any(sealed.dead):
@@ -142,7 +138,7 @@ def _sealed(
     if candidates:
         rows = candidates[0] if len(candidates) == 1 else np.concatenate(candidates, axis=1)
         parts.append((cpu.score(shard.rows.vectors, queries, rows), rows))
-    return parts
+    return parts, not searched
 
 
 def _scanned(scan: Callable[[int], tuple[Floats, RowNumbers]], k: int, rows: int) -> tuple[Floats, RowNumbers]:
@@ -150,7 +146,13 @@ def _scanned(scan: Callable[[int], tuple[Floats, RowNumbers]], k: int, rows: int
     wanted = k + 1
     while True:
         best, found = scan(min(wanted, rows))
-        if wanted >= rows or not ((best[:, -1] == best[:, k - 1]) & np.isfinite(best[:, -1])).any():
+        if wanted >= rows:
+            return best, found
+        if len(best) == 1:
+            last = best.item(0, -1)
+            if last != best.item(0, k - 1) or not math.isfinite(last):
+                return best, found
+        elif not ((best[:, -1] == best[:, k - 1]) & np.isfinite(best[:, -1])).any():
             return best, found
         wanted *= 4
 
@@ -243,7 +245,8 @@ def _best_of_one(metric: Metric, scores: Floats, places: RowNumbers, k: int, exa
     """Take the k best of one query in few steps; None where ties or missing rows ask for more care."""
     order = (scores if metric == "l2" else -scores).argsort(kind="stable")[: k + 1]
     best, taken = scores[order], places[order]
-    if (best[1:] == best[:-1]).any() or not math.isfinite(best[-1]) or taken[-1] < 0:
+    values = best.tolist()
+    if len(set(values)) < len(values) or not math.isfinite(values[-1]) or taken[-1] < 0:
         return None
     return Found(best[None, :k], taken[None, :k], exact)
 

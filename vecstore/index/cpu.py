@@ -9,6 +9,7 @@ and releases the interpreter lock while it computes. No I/O, no state but what b
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -26,6 +27,7 @@ __all__ = [
     "normalised",
     "one_thread",
     "prepare",
+    "prepared",
     "scan",
     "scan_span",
     "score",
@@ -81,8 +83,20 @@ def prepare(metric: Metric, queries: Floats) -> Floats:
         return queries
     # In float64, where neither tiny nor huge values lose their length; row by row, so that a batch changes no bit.
     wide = queries.astype(np.float64)
-    wide /= np.sqrt(np.einsum("qd,qd->q", wide, wide))[:, None]
+    wide /= np.sqrt(np.vecdot(wide, wide))[:, None]
     return wide.astype(np.float32)
+
+
+def prepared(metric: Metric, query: Floats) -> Floats | None:
+    """Return one float32 query (d,) as `prepare` does, (1, d); None if it is not finite, or zero under cosine."""
+    if metric != "cosine":
+        return np.ascontiguousarray(query)[None] if np.isfinite(query).all() else None
+    wide = query.astype(np.float64)
+    length = math.sqrt(np.vecdot(wide, wide))
+    if not 0.0 < length < math.inf:
+        return None
+    wide /= length
+    return wide.astype(np.float32)[None]
 
 
 def normalised(vectors: Vectors, rows: Rows) -> Floats:
@@ -108,11 +122,11 @@ def score(vectors: Vectors, queries: Floats, rows: Rows) -> Floats:
         _pointer(out), _pointer(queries), _pointer(vectors.data), _pointer(rows), dim, count, rows.shape[1]
     )
     if vectors.inverse_norms is not None:
-        taken = rows >= 0
-        if taken.all():
+        if not rows.size or int(np.minimum.reduce(rows, axis=None)) >= 0:
             out *= vectors.inverse_norms[rows]
         else:
             # A row number that no extent has may have no memory behind it: it must not be read, not even in passing.
+            taken = rows >= 0
             out[taken] *= vectors.inverse_norms[rows[taken]]
     return out
 
