@@ -59,7 +59,7 @@ def sample(seed: int, tmp_path_factory: pytest.TempPathFactory) -> Sample:
     place = tmp_path_factory.mktemp("sample")
     where, journal = place / "store", place / "journal"
     run_writer(where, seed, "--count", INTENTS, "--journal", journal, "--close")
-    run_writer(where, seed + 1, "--count", INTENTS_LATER, "--first", INTENTS, "--journal", journal)
+    run_writer(where, seed + 1, "--count", INTENTS_LATER, "--first", INTENTS, "--journal", journal, "--durable")
     history = History(threads=2)
     history.add(journal.read_bytes().splitlines())
     shutil.copytree(where, place / "opened")

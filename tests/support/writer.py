@@ -22,7 +22,7 @@ import random
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,7 +229,16 @@ def sayer(fd: int) -> Say:
     return say
 
 
-def run(db: Database, say: Say, seed: int, thread: int, threads: int, count: int | None, first: int = 0) -> None:
+def run(
+    db: Database,
+    say: Say,
+    seed: int,
+    thread: int,
+    threads: int,
+    count: int | None,
+    first: int = 0,
+    durable: bool = False,
+) -> None:
     """Carry out `count` intents of one thread (None: for ever), saying each before and after.
 
     Ends early when the store has stopped writing.
@@ -237,7 +246,7 @@ def run(db: Database, say: Say, seed: int, thread: int, threads: int, count: int
     for intent in intents(seed, thread, threads, first):
         if count is not None and intent.number - first >= count:
             return
-        if not attempt(db, say, intent):
+        if not attempt(db, say, replace(intent, ack="durable") if durable else intent):
             return
 
 
@@ -265,6 +274,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="intents of each thread; endless unless given")
     parser.add_argument("--first", type=int, default=0, help="number of the first intent of each thread")
     parser.add_argument("--journal", type=Path, help="append to this file instead of writing to the standard output")
+    parser.add_argument("--durable", action="store_true", help="acknowledge nothing from memory")
     parser.add_argument("--close", action="store_true", help="close the store at the end")
     options = parser.parse_args()
     fd = 1
@@ -284,7 +294,7 @@ def write_history(options: argparse.Namespace, say: Say) -> None:
 
     def write(thread: int) -> None:
         try:
-            run(db, say, options.seed, thread, options.threads, options.count, options.first)
+            run(db, say, options.seed, thread, options.threads, options.count, options.first, options.durable)
         except BaseException:  # noqa: BLE001
             # No error but those of the package may reach a caller.
             traceback.print_exc()
