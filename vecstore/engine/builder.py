@@ -49,6 +49,7 @@ _log = logging.getLogger("vecstore")
 
 _IDLE_S = 0.5
 _NICENESS = 10
+_PAUSE_S_MAX = 60.0
 _RETRAIN_GROWTH = 4
 _MEASURE_GROWTH = 1.25
 _SEED = 20_240_229
@@ -72,7 +73,7 @@ class Builder:
     progress
         Notified whenever a piece of work is done, or fails.
     failed
-        The error that ended the work, None while all is well.
+        The error of the last attempt, None while all is well. Work is tried again, ever more seldom.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Builder:
             with self.progress:
                 self._wanted.discard(number)
         if self.failed is not None:
-            raise Unavailable(f"building failed: {self.failed}", retryable=False) from self.failed
+            raise Unavailable(f"building failed: {self.failed}", hint="it is tried again") from self.failed
         if self._closing:
             raise Closed("the store is closed")
         if progress is not None and view is not None:
@@ -148,21 +149,33 @@ class Builder:
         # Who waits for an answer goes first: on Linux a priority is a thread's own.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        pause_s = _IDLE_S
         while not self._closing:
             try:
                 worked = self._work()
             except Closed:
                 return
             except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
-                if self._committer.broken is None:
-                    self.failed = exc
-                    _log.exception("building failed; rows are scanned until the store is opened again")
+                self.failed = exc
                 with self.progress:
                     self.progress.notify_all()
-                return
+                if self._committer.broken is not None:
+                    return
+                pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+                _log.exception("building failed; rows are scanned until it succeeds, tried again in %.0f s", pause_s)
+                self._pause(pause_s)
+                continue
+            self.failed, pause_s = None, _IDLE_S
             if not worked:
                 self._wake.wait(_IDLE_S)
                 self._wake.clear()
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait after an error, though there is work: what failed may need time to mend. `close` ends it."""
+        until_s = time.monotonic() + pause_s
+        while not self._closing and (left_s := until_s - time.monotonic()) > 0:
+            self._wake.clear()
+            self._wake.wait(min(left_s, _IDLE_S))
 
     def _work(self) -> bool:
         """Do one piece of work, if there is any; report whether there was."""

@@ -297,7 +297,10 @@ class Committer:
 
     def _check_room(self, call: Call) -> None:
         """Refuse writes below the floor of free space and above the budget of memory; deletes have a lower floor."""
-        stat = os.statvfs(self._path)
+        try:
+            stat = os.statvfs(self._path)
+        except OSError as exc:
+            raise Unavailable(f"disk: the folder of the store cannot be read: {exc}", retryable=False) from exc
         free = stat.f_bavail * stat.f_frsize
         removes = isinstance(call, Delete | DeleteWhere)
         floor = self._config.disk_free_bytes_min // (4 if removes else 1)

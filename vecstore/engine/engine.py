@@ -15,7 +15,7 @@ from typing import Any
 
 from ..clock import CommitClock, SystemClock
 from ..config import Config
-from ..errors import Closed, Damaged, DeadlineExceeded, NotFound, NotPrimary, Overloaded
+from ..errors import Closed, Damaged, DeadlineExceeded, NotFound, NotPrimary, Overloaded, Unavailable, VecstoreError
 from ..index import device as devices
 from ..metrics import Metrics
 from ..record import Kind, Token, log_key
@@ -182,7 +182,7 @@ class Engine:
         while self._unsealed(number) > self.config.unsealed_rows_max:
             self.builder.wake()
             if self.builder.failed is not None:
-                raise Overloaded(f"rows cannot be indexed: {self.builder.failed}", retryable=False)
+                raise Overloaded(f"rows cannot be indexed: {self.builder.failed}", retry_after_s=5.0)
             self.check_open()
             with self.builder.progress:
                 if self._unsealed(number) <= self.config.unsealed_rows_max:
@@ -272,6 +272,13 @@ class Engine:
                     self.checkpointer.take()
                 if self.committer.broken is None and self.witness is not None:
                     self.witness.sync()
+            except OSError as exc:
+                if isinstance(exc, VecstoreError):
+                    raise
+                raise Unavailable(
+                    f"the last checkpoint of {self.directory.path} was not taken: {exc}",
+                    hint="nothing is lost: the log has all, and the next open folds it",
+                ) from exc
             finally:
                 # Whatever kept the last checkpoint from being taken: the log has all, and the lock must go.
                 self.committer.close()

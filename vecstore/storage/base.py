@@ -7,8 +7,8 @@ Promises
   returns when every batch written before it is durable.
 - Keys are ordered as bytes. `scan` reads the state at its creation.
 - Any error of `write` or `sync` means that what became of the batch is unknown, but for `Stalled`, which wrote nothing.
-- `write`, `sync`, `delete_range`, `compact` and `flush` are called by one thread at a time (the committer); `get` and
-  `scan` by any.
+- `write`, `sync` and `delete_range` are called by one thread at a time (the committer, or the one that syncs for it
+  while it waits); `get`, `scan`, `compact` and `flush` by any.
 - Corrupt bytes raise `Damaged` with the family and, where it is known, the key; they are never returned or skipped.
 """
 
