@@ -27,6 +27,10 @@ SHARE_SKIPPING_MIN = 0.95
 """Lists are skipped under a selection only where it allows at least this share of the rows: a filter that goes with the
 query leaves the nearest lists empty, and the rows that are left lie in lists that no curve of whole data names."""
 CANDIDATES_FILTERED_MIN = 96
+CANDIDATES_FILTERED_LISTS_MIN = (192, 384)
+"""The floors under a filter; for indexes of several lists two, up to a recall of 0.95 and above: they have more rows,
+and looking at their codes costs so much more than comparing some hundred of them that there is no reason to be frugal.
+"""
 REACH_FILTERED = 10
 """A filter that goes with the query leaves fewer rows near it than its share says: so many times k at least count."""
 SCALE_FILTERED = 1.5
@@ -129,10 +133,10 @@ class Curve:
             return Effort(math.ceil(sure.candidates * scale), 0, math.ceil(sure.ef * scale))
         candidates = self._between(reach, recall, best)
         if filtered and not skipping:
-            candidates = self._filtered(k, candidates, able, share)
+            candidates = self._filtered(recall, k, candidates, able, share)
         return Effort(max(k, candidates), best.probes, best.ef)
 
-    def _filtered(self, k: int, candidates: int, able: list[Setting], share: float) -> int:
+    def _filtered(self, recall: float, k: int, candidates: int, able: list[Setting], share: float) -> int:
         """Return the candidates under a filter.
 
         Where only a share of the rows may be returned, k of them reach as far out as k / share rows do without a
@@ -146,7 +150,8 @@ class Curve:
         farthest = min((size for size in first if size >= reach), default=max(first, default=k))
         most = max((count / size for size, count in first.items() if k <= size <= farthest), default=1.0)
         scale = SCALE_FEW if share < 0.1 else SCALE_FILTERED
-        return max(CANDIDATES_FILTERED_MIN, math.ceil(max(candidates, most * k) * scale))
+        least = CANDIDATES_FILTERED_LISTS_MIN[recall > 0.95] if self.lists > 1 else CANDIDATES_FILTERED_MIN
+        return max(least, math.ceil(max(candidates, most * k) * scale))
 
     def _between(self, k: int, recall: float, best: Setting) -> int:
         """Return the candidates for a k below the setting's own, on a straight line of logarithms."""
