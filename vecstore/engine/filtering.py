@@ -25,8 +25,10 @@ __all__ = ["FilterCache", "Match", "count_rows", "growing_mask", "live_selection
 
 _ENTRY_BYTES = 400
 _USES_MIN = 4
-"""The rows of a filter are copied side by side once it was scanned so often: one that comes once isn't worth it."""
-_BLOCK_PART = 4
+_USES_PER_ROWS = 1_000
+"""The rows of a filter are copied side by side once it was scanned so often, and once more for each thousand rows: one
+that comes once isn't worth it."""
+_BLOCK_PART = 2
 """Such a copy takes at most this part of the cache."""
 
 
@@ -79,7 +81,8 @@ class FilterCache:
         if match.block is not None:
             return match.block.scan(queries, k)
         match.uses += 1
-        if match.uses > _USES_MIN and 4 * shard.rows.dim * match.count <= self._bytes_max // _BLOCK_PART:
+        often = match.uses > _USES_MIN + match.count // _USES_PER_ROWS
+        if often and 4 * shard.rows.dim * match.count <= self._bytes_max // _BLOCK_PART:
             return self._gathered((shard.sealed.serial, condition.key), match, shard.rows.vectors).scan(queries, k)
         return scan(shard.rows.vectors, queries, match.rows, k)
 

@@ -19,6 +19,7 @@ __all__ = ["BatchHits", "FoundHits", "batch_of", "hits_of", "joined", "payload_b
 
 _SLOT_SHIFT = EXTENT_ROWS.bit_length() - 1
 _SLOT_MASK = EXTENT_ROWS - 1
+_STRINGS = int(IdKind.STR)
 
 
 class FoundHits(Hits):
@@ -137,7 +138,7 @@ def hits_of(
         count -= 1
     if count < len(places):
         rows, places, scores = rows[:count], places[:count], scores[:count]
-    if len(shards) == 1 and collection.state.id_kind != IdKind.STR:
+    if len(shards) == 1 and collection.state.definition.id_kind != _STRINGS:
         ids = shards[0].rows.codes[rows].view(np.int64).tolist()
     else:
         ids = [id_at(shards, place) for place in places]
