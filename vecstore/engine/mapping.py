@@ -26,6 +26,7 @@ _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_HUGEPAGE = 14
+_HUGE_PAGE_BYTES = 2 << 20
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -61,12 +62,16 @@ class AddressSpace:
     def __init__(self, size: int) -> None:
         self.size = max(paged(size), PAGE_BYTES)
         self._munmap = _libc.munmap
-        self.address = 0
-        self.address = self._map(None, self.size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self._reserved = 0
+        self._reserved_bytes = self.size + _HUGE_PAGE_BYTES
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._reserved = self._map(None, self._reserved_bytes, _PROT_NONE, flags)
+        # Where a huge page may begin, so that what is large and at the front can be backed by whole ones.
+        self.address = -(-self._reserved // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
 
     def __del__(self) -> None:
-        if self.address:
-            self._munmap(self.address, self.size)
+        if self._reserved:
+            self._munmap(self._reserved, self._reserved_bytes)
 
     def map_memory(self, offset: int, size: int, *, huge: bool = False) -> None:
         """Put zeroed private memory at an offset, in place of what was there.
