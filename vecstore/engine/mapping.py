@@ -25,8 +25,7 @@ PAGE_BYTES = mmap.PAGESIZE
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_MADV_HUGEPAGE = 14
-_HUGE_PAGE_BYTES = 2 << 20
+_MADV_POPULATE_WRITE = 23
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,29 +61,26 @@ class AddressSpace:
     def __init__(self, size: int) -> None:
         self.size = max(paged(size), PAGE_BYTES)
         self._munmap = _libc.munmap
-        self._reserved = 0
-        self._reserved_bytes = self.size + _HUGE_PAGE_BYTES
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._reserved = self._map(None, self._reserved_bytes, _PROT_NONE, flags)
-        # Where a huge page may begin, so that what is large and at the front can be backed by whole ones.
-        self.address = -(-self._reserved // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        self.address = 0
+        self.address = self._map(None, self.size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
 
     def __del__(self) -> None:
-        if self._reserved:
-            self._munmap(self._reserved, self._reserved_bytes)
+        if self.address:
+            self._munmap(self.address, self.size)
 
-    def map_memory(self, offset: int, size: int, *, huge: bool = False) -> None:
+    def map_memory(self, offset: int, size: int, *, fill: bool = False) -> None:
         """Put zeroed private memory at an offset, in place of what was there.
 
         Parameters
         ----------
-        huge
-            Let the kernel back it with huge pages, where it is sure to be filled: a fault each 2 MiB instead of 4 KiB.
+        fill
+            Let the kernel back all of it now, without the interpreter lock, instead of page by page when it is touched.
         """
         self._place(offset, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if huge and size:
-            # Advice only: a kernel without huge pages refuses it, and nothing is lost.
-            _libc.madvise(self.address + offset, paged(size), _MADV_HUGEPAGE)
+        if fill and size:
+            # Advice only: an older kernel refuses it, and nothing is lost. Huge pages would fault less often still, but
+            # the kernel may stop to make room for one, for milliseconds.
+            _libc.madvise(self.address + offset, paged(size), _MADV_POPULATE_WRITE)
 
     def map_file(self, offset: int, size: int, file: int, file_offset: int) -> None:
         """Put a part of an open file at an offset, read-only, in place of what was there."""
