@@ -25,7 +25,6 @@ PAGE_BYTES = mmap.PAGESIZE
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
-_MADV_POPULATE_WRITE = 23
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,7 +37,6 @@ _libc.mmap.argtypes = [
     ctypes.c_int,
     ctypes.c_long,
 ]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -68,19 +66,9 @@ class AddressSpace:
         if self.address:
             self._munmap(self.address, self.size)
 
-    def map_memory(self, offset: int, size: int, *, fill: bool = False) -> None:
-        """Put zeroed private memory at an offset, in place of what was there.
-
-        Parameters
-        ----------
-        fill
-            Let the kernel back all of it now, without the interpreter lock, instead of page by page when it is touched.
-        """
+    def map_memory(self, offset: int, size: int) -> None:
+        """Put zeroed private memory at an offset, in place of what was there."""
         self._place(offset, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if fill and size:
-            # Advice only: an older kernel refuses it, and nothing is lost. Huge pages would fault less often still, but
-            # the kernel may stop to make room for one, for milliseconds.
-            _libc.madvise(self.address + offset, paged(size), _MADV_POPULATE_WRITE)
 
     def map_file(self, offset: int, size: int, file: int, file_offset: int) -> None:
         """Put a part of an open file at an offset, read-only, in place of what was there."""

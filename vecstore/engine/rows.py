@@ -74,9 +74,9 @@ class Rows:
         self.lsns: npt.NDArray[np.int64] = self._space.array("<i8", (capacity,), at["lsns"])
 
     def map_memory(self, slot: int) -> None:
-        """Give a slot memory to be filled. The first may stay almost empty for ever; the others will not."""
+        """Give a slot memory to be filled."""
         for section in self.sections:
-            self._space.map_memory(*self._span(section, slot, EXTENT_ROWS), fill=slot > 0)
+            self._space.map_memory(*self._span(section, slot, EXTENT_ROWS))
 
     def map_file(self, slot: int, rows: int, file: int, offsets: dict[str, int]) -> None:
         """Put an extent's file at a slot: `rows` rows, each column at its offset in the file."""
