@@ -38,6 +38,7 @@ from .columns import Columns
 from .committer import Committer
 from .extent import Extent, ExtentFile, Slot, settled, write_file
 from .folder import IndexFolder
+from .mapping import trim_memory
 from .rows import Rows
 from .segment import Segment, row_map, rows_of
 from .state import State
@@ -150,6 +151,7 @@ class Builder:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         pause_s = _IDLE_S
+        built = False
         while not self._closing:
             try:
                 worked = self._work()
@@ -167,8 +169,11 @@ class Builder:
                 continue
             self.failed, pause_s = None, _IDLE_S
             if not worked:
+                if built:
+                    trim_memory()
                 self._wake.wait(_IDLE_S)
                 self._wake.clear()
+            built = worked
 
     def _pause(self, pause_s: float) -> None:
         """Wait after an error, though there is work: what failed may need time to mend. `close` ends it."""

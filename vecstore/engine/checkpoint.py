@@ -211,6 +211,8 @@ class Checkpointer:
             if cut:
                 self._store.compact(Family.LOG)
             self._compact_points(view)
+            # What RocksDB buffers is in the log's files and the points' by now, and need not be in memory too.
+            self._store.flush()
             return entry
 
     def _compact_points(self, view: View) -> None:

@@ -9,6 +9,7 @@ the same before and after is all that they can see.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from ..errors import Exhausted
 
-__all__ = ["PAGE_BYTES", "AddressSpace", "paged"]
+__all__ = ["PAGE_BYTES", "AddressSpace", "paged", "trim_memory"]
 
 PAGE_BYTES = mmap.PAGESIZE
 _PROT_NONE = 0
@@ -43,6 +44,12 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 def paged(size: int) -> int:
     """Return `size` rounded up to whole pages."""
     return -(-size // PAGE_BYTES) * PAGE_BYTES
+
+
+def trim_memory() -> None:
+    """Give memory that was freed back to the system. glibc keeps it otherwise, after a build more than the rows take."""
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(0)
 
 
 class AddressSpace:
