@@ -47,7 +47,7 @@ def paged(size: int) -> int:
 
 
 def trim_memory() -> None:
-    """Give memory that was freed back to the system. glibc keeps it otherwise, after a build more than the rows take."""
+    """Give freed memory back to the system: glibc keeps it otherwise, after a build more than the rows take."""
     with contextlib.suppress(AttributeError):
         _libc.malloc_trim(0)
 
