@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 _LOAD_BEFORE = os.getloadavg()[0]
+PAUSE_S = 0.05
 """Work of others when the script began. OpenMP suffers from it tenfold: ratios to FAISS mean little above 0.5."""
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
@@ -64,12 +65,18 @@ class Pair:
 
 
 def interleaved(ours: Callable[[int], float], raw: Callable[[int], float], rounds: int, warmups: int = 1) -> Pair:
-    """Call both sides in turns with the round's number; each returns the seconds that count."""
+    """Call both sides in turns with the round's number; each returns the seconds that count.
+
+    A pause stands before each: OpenMP's threads go on spinning for some milliseconds after FAISS has answered, on a
+    core that the other side would be charged for.
+    """
     for i in range(warmups):
         ours(i), raw(i)
     ours_s, raw_s = [], []
     for i in range(rounds):
+        time.sleep(PAUSE_S)
         ours_s.append(ours(i))
+        time.sleep(PAUSE_S)
         raw_s.append(raw(i))
     return Pair(ours_s, raw_s)
 

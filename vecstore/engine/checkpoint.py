@@ -136,6 +136,7 @@ class Checkpointer:
         self.entries = entries
         self._contents: dict[int, Contents] = {}
         self._log_start = log_start
+        self._flushed_bytes = 0
         self._dumped: dict[str, IndexFile] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -211,8 +212,10 @@ class Checkpointer:
             if cut:
                 self._store.compact(Family.LOG)
             self._compact_points(view)
-            # What RocksDB buffers is in the log's files and the points' by now, and need not be in memory too.
-            self._store.flush()
+            if log_bytes - self._flushed_bytes >= self._config.write_buffer_bytes:
+                # Buffers that were filled since: given back, instead of held until they are full again.
+                self._store.flush()
+                self._flushed_bytes = log_bytes
             return entry
 
     def _compact_points(self, view: View) -> None:

@@ -27,9 +27,12 @@ from .view import Growing, Sealed, ShardView
 
 __all__ = ["Ask", "Found", "id_at", "ids_at", "payload_at", "scan_rows_max", "search", "vector_at"]
 
+Mask = npt.NDArray[np.bool_]
 SHARD_SHIFT = 40
 """A place in a collection is a row number, with its shard above."""
 _ROW_MASK = (1 << SHARD_SHIFT) - 1
+_RUN_SCORES_MAX = 1 << 21
+"""Scores of growing rows held at once: 8 MiB."""
 _SORTED_MAX = 1_024
 _SCAN_ROWS_PER_384 = 3_500
 """Up to so many matching rows of 384 dimensions are scanned: beyond, the index with a selection is cheaper."""
@@ -92,8 +95,8 @@ def search(
         exact = exact and compared
         for scores, rows in found:
             parts.append((scores, rows if not number else rows + (number << SHARD_SHIFT)))
-        for growing in shard.growing:
-            part = _growing(shard, growing, lsn, queries, k, condition)
+        for run in _runs(shard, len(queries)):
+            part = _growing(shard, run, lsn, queries, k, condition)
             if part is not None:
                 parts.append((part[0], part[1] if not number else part[1] + (number << SHARD_SHIFT)))
     if not parts:
@@ -190,16 +193,43 @@ def _candidates(
     return np.concatenate(found, axis=1)
 
 
+def _runs(shard: ShardView, queries: int) -> list[list[Growing]]:
+    """Return the unsealed extents, those together whose rows follow each other.
+
+    A run is compared in one call: each call gives the interpreter lock away, and beside writers it is long in coming
+    back.
+    """
+    runs: list[list[Growing]] = []
+    for growing in shard.growing:
+        if runs:
+            first, last = runs[-1][0].extent.start, runs[-1][-1]
+            follows = last.extent.start + last.rows == growing.extent.start
+            if follows and (growing.extent.start + growing.rows - first) * queries <= _RUN_SCORES_MAX:
+                runs[-1].append(growing)
+                continue
+        runs.append([growing])
+    return runs
+
+
+def _mask_of(shard: ShardView, run: list[Growing], lsn: int, condition: Condition | None) -> Mask | None:
+    """Return which rows of a run live and match; None if all do."""
+    masks = [growing_mask(shard, growing, lsn, condition) for growing in run]
+    if all(mask is None for mask in masks):
+        return None
+    pairs = zip(masks, run, strict=True)
+    return np.concatenate([np.ones(growing.rows, np.bool_) if mask is None else mask for mask, growing in pairs])
+
+
 def _growing(
-    shard: ShardView, growing: Growing, lsn: int, queries: Floats, k: int, condition: Condition | None
+    shard: ShardView, run: list[Growing], lsn: int, queries: Floats, k: int, condition: Condition | None
 ) -> tuple[Floats, RowNumbers] | None:
-    """Compare the rows of an unsealed extent that live and match."""
-    mask = growing_mask(shard, growing, lsn, condition)
-    start = growing.extent.start
+    """Compare the rows of unsealed extents that live and match."""
+    mask = _mask_of(shard, run, lsn, condition)
+    start, stop = run[0].extent.start, run[-1].extent.start + run[-1].rows
     vectors = shard.rows.vectors
     if mask is None or 4 * np.count_nonzero(mask) > len(mask):
         worst = np.float32(np.inf if vectors.metric == "l2" else -np.inf)
-        scores = cpu.score_span(vectors, queries, start, start + growing.rows)
+        scores = cpu.score_span(vectors, queries, start, stop)
         if mask is not None:
             scores[:, ~mask] = worst
         best, columns = cpu.nearest(vectors.metric, scores, k + 1)
