@@ -20,7 +20,7 @@ import pytest
 import vecstore
 from vecstore import Collection, Database
 
-WATCHED, GENERATIONS, DIM = 40, 25, 8
+WATCHED, GENERATIONS, DIM = 40, 75, 8
 BALLAST_START, BALLAST_ROWS = 1_000, 400
 FAR = np.float32(1e4)
 CONFIG = {"checkpoint_log_bytes": 64 << 10, "checkpoint_interval_s": 0.2, "write_points_max": 5}
