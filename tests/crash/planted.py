@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import vecstore
+from vecstore import request as request_ids
 from vecstore.engine.folder import IndexFolder
 from vecstore.errors import VecstoreError
 from vecstore.storage.rocks import RocksStore
@@ -167,14 +168,19 @@ def checkpoint(arguments: list[str]) -> None:
 REQUEST = b"written only once"[:16]
 
 
+def under_request(points: Any) -> Written:
+    """Write the request's point, under its id."""
+    with request_ids.use(REQUEST):
+        written: Written = points.upsert(1, [1.0] * DIM)
+    return written
+
+
 def request(arguments: list[str]) -> None:
     """Write a point with a request id, and over it; then retry the request, and leave without closing."""
     where, _ = arguments
     db = vecstore.open(where, config=CONFIG)
     points: Any = db.create_collection("points", DIM)
-    retry_request(
-        db, points, first=points.write_points(1, [1.0] * DIM, None, ack="durable", timeout=None, request_id=REQUEST)
-    )
+    retry_request(db, points, first=under_request(points))
     os._exit(0)
 
 
@@ -182,7 +188,7 @@ def retry_request(db: Any, points: Any, first: Written | None) -> None:
     """Write over the request's point, repeat the request, and assert that it took effect once (I13)."""
     points.upsert(1, [2.0] * DIM)
     lsn = db.status()["lsn"]
-    again = points.write_points(1, [1.0] * DIM, None, ack="durable", timeout=None, request_id=REQUEST)
+    again = under_request(points)
     assert db.status()["lsn"] == lsn, "the request was written again"
     assert points.get(1, with_vector=True)[0].vector[0] == 2.0, "the request came back over a later write"
     assert again.count == 1

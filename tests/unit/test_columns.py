@@ -17,10 +17,10 @@ from tests.support.strategies import FIELDS as NAMES
 from tests.support.strategies import conditions, payloads
 from vecstore.config import EXTENT_ROWS
 from vecstore.engine.columns import Columns
-from vecstore.engine.payload import encode
 from vecstore.errors import Damaged
 from vecstore.fields import FIELD_TYPES
 from vecstore.filters import Condition, Field, parse
+from vecstore.payload import encode
 from vecstore.values import FieldType
 
 FIELDS: dict[str, FieldType] = NAMES  # type: ignore[assignment]

@@ -19,7 +19,9 @@ from tests.support.oracle import canonical_json, fits
 from tests.support.strategies import FIELDS as NAMES
 from tests.support.strategies import payloads as some_payloads
 from vecstore.config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
-from vecstore.engine.payload import (
+from vecstore.errors import Damaged, InvalidArgument
+from vecstore.fields import FIELD_TYPES, check_fields
+from vecstore.payload import (
     PAYLOAD_DEPTH_MAX,
     check,
     decode,
@@ -29,8 +31,6 @@ from vecstore.engine.payload import (
     timestamp_text,
     timestamp_us,
 )
-from vecstore.errors import Damaged, InvalidArgument
-from vecstore.fields import FIELD_TYPES, check_fields
 from vecstore.values import FieldType
 
 FIELDS: dict[str, FieldType] = NAMES  # type: ignore[assignment]

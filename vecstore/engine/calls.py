@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import request
 from ..errors import DeadlineExceeded, VecstoreError
 from ..filters import Condition
-from ..record import NO_REQUEST, Kind
+from ..record import Kind
 from ..storage.catalog import Definition, Epoch
 from ..storage.fold import PointsChange
 from ..values import Ack, FieldType, Filter, Payload, Written
@@ -30,7 +31,7 @@ class Call:
     ack
         The level asked for.
     request_id
-        16 bytes; zeros where the caller will not retry.
+        16 bytes, that of the context; zeros where the caller will not retry.
     deadline_s
         Monotonic time after which the committer does not start it; None for never.
     bytes
@@ -40,7 +41,7 @@ class Call:
     """
 
     ack: Ack = "durable"
-    request_id: bytes = NO_REQUEST
+    request_id: bytes = field(default_factory=request.current)
     deadline_s: float | None = None
     bytes: int = 0
     token: str = ""

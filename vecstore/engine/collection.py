@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -11,13 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import inputs, request, table
+from .. import payload as payloads
 from ..api import Collection
 from ..config import RECORD_BYTES_MAX, RECORD_POINTS_MAX
 from ..errors import DeadlineExceeded, Exhausted, InvalidArgument, NotFound, NotPrimary, VecstoreError
 from ..fields import check_fields
 from ..filters import Condition, parse
 from ..index import cpu
-from ..record import Kind, PointsBody
+from ..inputs import Ask
+from ..payload import check as check_payloads
+from ..payload import encode_all, encode_simple
+from ..record import IdKind, Kind, PointsBody
 from ..storage.fold import PointsChange
 from ..values import (
     Ack,
@@ -33,16 +39,15 @@ from ..values import (
     SearchBatch,
     Written,
 )
-from . import inputs, table
-from . import payload as payloads
 from .calls import Delete, DeleteWhere, Schema, Update, Upsert
 from .engine import Engine
 from .filtering import count_rows
 from .hits import batch_of, hits_of, joined
 from .points import in_order, in_shard, located, payloads_by_extent, point_at
+from .query import prepared_query
 from .resolve import check_id_kind, too_large
 from .rowmap import id_codes
-from .search import Ask, Found, search
+from .search import Found, search
 from .view import CollectionView, View
 
 if TYPE_CHECKING:
@@ -129,31 +134,18 @@ class EmbeddedCollection(Collection):
         ack: Ack = "durable",
         timeout: float | None = None,
     ) -> Written:
-        return self.write_points(ids, vectors, payloads, ack=ack, timeout=timeout)
-
-    def write_points(
-        self,
-        ids: Ids,
-        vectors: npt.ArrayLike,
-        given: Sequence[Payload] | pa.Table | None,
-        *,
-        ack: Ack,
-        timeout: float | None,
-        request_id: bytes = bytes(16),
-    ) -> Written:
-        """Upsert with a request id: a retry with the same one takes effect once."""
         definition = self._now().state.definition
         ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
         kind, keys, _ = inputs.key_list(ids)
         if len(keys) > RECORD_POINTS_MAX:
             raise too_large("upsert", len(keys), 4 * definition.dim * len(keys))
         floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
-        rows = _payload_rows(given, len(keys))
-        encoded = None if rows is None else payloads.encode_simple(rows)
+        rows = _payload_rows(payloads, len(keys))
+        encoded = None if rows is None else encode_simple(rows)
         # What columns read of plain mappings is what they would read of the JSON.
         plain = rows if encoded is not None else None
         if encoded is None:
-            encoded = payloads.encode_all(rows, len(keys))
+            encoded = encode_all(rows, len(keys))
         state = self._now().state
         if kind is None:
             return self._nothing(ack)
@@ -171,12 +163,11 @@ class EmbeddedCollection(Collection):
             raise too_large("upsert", len(keys), size)
         fields = state.definition.fields
         if fields and rows is not None and not state.definition.infer:
-            payloads.check(fields, rows)
+            check_payloads(fields, rows)
         change = PointsChange.of(PointsBody(kind, keys, encoded, floats), plain)
         self._engine.admit_rows(self._number, deadline_s)
         call = Upsert(
             ack=ack,
-            request_id=request_id,
             deadline_s=deadline_s,
             bytes=2 * size,
             collection=self._number,
@@ -274,9 +265,11 @@ class EmbeddedCollection(Collection):
         fields = self._now().state.definition.fields
         condition = parse(filter, fields)
         total = 0
-        while True:
+        call_id = request.current()
+        for number in itertools.count():
             call = DeleteWhere(
                 ack=ack,
+                request_id=request.part(call_id, number),
                 deadline_s=deadline_s,
                 bytes=4096,
                 collection=self._number,
@@ -292,6 +285,7 @@ class EmbeddedCollection(Collection):
             total += written.count
             if written.count < RECORD_POINTS_MAX:
                 return Written(written.lsn, total, written.token, written.ack)
+        raise AssertionError("unreachable")
 
     def _nothing(self, ack: Ack) -> Written:
         if self._engine.committer is None:
@@ -351,7 +345,7 @@ class EmbeddedCollection(Collection):
         k, offset = inputs.checked_k(k, offset)
         keys = inputs.checked_keys(with_payload)
         condition = None if filter is None else parse(filter, definition.fields)
-        query = inputs.prepared_query(vector, definition.dim, definition.metric)
+        query = prepared_query(vector, definition.dim, definition.metric)
         if not engine.gate.enter(timeout):
             raise DeadlineExceeded("the time given ran out before the search could start", hint="give it more time")
         try:
@@ -491,9 +485,15 @@ class EmbeddedCollection(Collection):
             yield point_at(collection.shards[i], row, key, wanted, with_vector)
 
     def to_arrow(self, filter: Filter | None = None, *, with_vector: bool = True) -> pa.RecordBatchReader:
-        collection = self._now()
+        definition = self._now().state.definition
         points = self.scan(filter, with_vector=with_vector)
-        return table.to_reader(collection.state, points, with_vector)
+        return table.to_reader(
+            points,
+            dim=definition.dim,
+            strings=definition.id_kind == IdKind.STR,
+            declared=definition.fields,
+            with_vector=with_vector,
+        )
 
     def count(
         self, filter: Filter | None = None, *, after: str | Written | None = None, timeout: float | None = None
@@ -551,10 +551,12 @@ def _upsert_table(
     deadline_s = _deadline(timeout)
     committed = 0
     last = collection._nothing(inputs.checked_ack(ack))
-    for piece in table.pieces(stream, id, vector, collection.dim):
+    call_id = request.current()
+    for number, piece in enumerate(table.pieces(stream, id, vector, collection.dim)):
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         try:
-            last = collection.upsert(*piece.read(), ack=ack, timeout=left_s)
+            with request.use(request.part(call_id, number)):
+                last = collection.upsert(*piece.read(), ack=ack, timeout=left_s)
         except VecstoreError as exc:
             _note_committed(exc, committed)
             raise

@@ -1,7 +1,7 @@
 """The declared fields of the rows of one shard, by row number, and which rows a filter matches.
 
 Derived from the payloads, in memory, and written beside an extent's rows so that a reopen needn't parse them. It is no
-place to check values (`vecstore.engine.payload.check` does that before the log). Nothing here does I/O.
+place to check values (`vecstore.payload.check` does that before the log). Nothing here does I/O.
 
 One thread writes (`put`, `load`, `clear`); readers run beside it on rows that were written before. `grown`,
 `with_field` and `widened` return another object; readers may use this one for good, but nothing more is written to it.

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 import xxhash
 
+from .. import inputs
+from .. import payload as payloads
 from ..api import Collection, Database
 from ..config import Config
 from ..errors import AlreadyExists, Closed, InvalidArgument, NotFound, NotPrimary
@@ -18,8 +20,6 @@ from ..index import kinds
 from ..record import NO_REQUEST, Kind, Token
 from ..storage.catalog import Definition
 from ..values import Ack, FieldType, Metric, Payload, Written
-from . import inputs
-from . import payload as payloads
 from .calls import Schema
 from .collection import EmbeddedCollection
 from .engine import Engine

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from .. import payload as payloads
 from ..config import EXTENT_ROWS
 from ..filters import Condition
 from ..record import IdKind, key_id
 from ..values import Point
-from . import payload as payloads
 from .filtering import FilterCache, matching_rows
 from .rowmap import id_codes
 from .state import shard_of

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import payload as payloads
 from ..config import EXTENT_ROWS, RECORD_BYTES_MAX, RECORD_POINTS_MAX
 from ..errors import InvalidArgument, NotFound
 from ..filters import parse
@@ -19,7 +20,6 @@ from ..record import IdKind, PointsBody
 from ..storage.catalog import CollectionState
 from ..storage.fold import PointsChange
 from ..values import FieldType
-from . import payload as payloads
 from .calls import Delete, DeleteWhere, Update, Upsert
 from .filtering import matching_rows
 from .rowmap import Codes, id_codes

@@ -20,12 +20,13 @@ from ..filters import Condition
 from ..index import cpu
 from ..index.base import Effort, Floats
 from ..index.base import Rows as RowNumbers
+from ..inputs import Ask
 from ..values import Metric
 from .filtering import FilterCache, growing_mask, live_selection
 from .segment import Segment, spans
 from .view import Growing, Sealed, ShardView
 
-__all__ = ["Ask", "Found", "id_at", "ids_at", "payload_at", "scan_rows_max", "search", "vector_at"]
+__all__ = ["Found", "id_at", "ids_at", "payload_at", "scan_rows_max", "search", "vector_at"]
 
 Mask = npt.NDArray[np.bool_]
 SHARD_SHIFT = 40
@@ -40,25 +41,6 @@ _SCAN_SHARE_PER_DIM = 15
 _SCAN_SHARE_MAX = 0.125
 """Such a share of the rows, times the dimension, is scanned as well, however many: 20,000 of 200,000 rows of 128
 dimensions take 350 us, 180 once they lie side by side; the index takes 700."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """How a caller asks for quality.
-
-    Attributes
-    ----------
-    recall
-        The share of the true nearest to expect.
-    exact
-        Compare every matching row.
-    effort
-        nprobe or efSearch, instead of a recall.
-    """
-
-    recall: float
-    exact: bool = False
-    effort: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

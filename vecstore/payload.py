@@ -19,9 +19,9 @@ from typing import Any, cast
 import msgspec
 import orjson
 
-from ..config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
-from ..errors import Damaged, InvalidArgument
-from ..fields import (
+from .config import FIELDS_INFERRED_MAX, PAYLOAD_BYTES_MAX
+from .errors import Damaged, InvalidArgument
+from .fields import (
     INT64_MAX,
     INT64_MIN,
     can_name_field,
@@ -32,7 +32,7 @@ from ..fields import (
     timestamp_text,
     timestamp_us,
 )
-from ..values import FieldType, Payload
+from .values import FieldType, Payload
 
 __all__ = ["check", "decode", "encode", "encode_all", "encode_simple", "infer", "timestamp_text", "timestamp_us"]
 

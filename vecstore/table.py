@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import RECORD_BYTES_MAX, RECORD_POINTS_MAX
-from ..errors import EngineMissing, InvalidArgument
-from ..fields import timestamp_us
-from ..storage.catalog import CollectionState
-from ..values import ArrowStream, Payload, Point
+from .config import RECORD_BYTES_MAX, RECORD_POINTS_MAX
+from .errors import EngineMissing, InvalidArgument
+from .fields import timestamp_us
+from .values import ArrowStream, FieldType, Payload, Point
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -122,14 +121,23 @@ def _vectors(column: Any, name: str) -> npt.NDArray[Any]:
     return numbers.reshape(count, -1)
 
 
-def to_reader(state: CollectionState, points: Iterator[Point], with_vector: bool) -> pa.RecordBatchReader:
-    """Return points as an Arrow stream: `id`, `vector`, one column a declared field, `payload` as JSON text."""
+def to_reader(
+    points: Iterator[Point], *, dim: int, strings: bool, declared: Mapping[str, FieldType], with_vector: bool
+) -> pa.RecordBatchReader:
+    """Return points as an Arrow stream: `id`, `vector`, one column a declared field, `payload` as JSON text.
+
+    Parameters
+    ----------
+    strings
+        Whether the ids are strings.
+    declared
+        The collection's fields with their types.
+    """
     pa = arrow()
-    definition = state.definition
-    columns = [pa.field("id", pa.string() if definition.id_kind == 2 else pa.int64(), nullable=False)]
+    columns = [pa.field("id", pa.string() if strings else pa.int64(), nullable=False)]
     if with_vector:
-        columns.append(pa.field("vector", pa.list_(pa.float32(), definition.dim), nullable=False))
-    fields = {name: type for name, type in definition.fields.items() if name not in ("id", "vector", "payload")}
+        columns.append(pa.field("vector", pa.list_(pa.float32(), dim), nullable=False))
+    fields = {name: type for name, type in declared.items() if name not in ("id", "vector", "payload")}
     columns.extend(pa.field(name, _arrow_type(pa, type)) for name, type in fields.items())
     columns.append(pa.field("payload", pa.string(), nullable=False))
     schema = pa.schema(columns)
@@ -139,10 +147,10 @@ def to_reader(state: CollectionState, points: Iterator[Point], with_vector: bool
         for point in points:
             taken.append(point)
             if len(taken) == _BATCH_ROWS:
-                yield _batch(pa, schema, taken, fields, definition.dim, with_vector)
+                yield _batch(pa, schema, taken, fields, dim, with_vector)
                 taken = []
         if taken:
-            yield _batch(pa, schema, taken, fields, definition.dim, with_vector)
+            yield _batch(pa, schema, taken, fields, dim, with_vector)
 
     return pa.RecordBatchReader.from_batches(schema, batches())
 

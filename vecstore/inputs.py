@@ -1,4 +1,4 @@
-"""What callers give, checked and brought into the engine's forms. Pure.
+"""What callers give, checked and brought into the forms of the log and the wire. Pure; the same embedded and remote.
 
 Every refusal names the field, the value and what is allowed.
 """
@@ -9,19 +9,19 @@ import math
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, NAME_BYTES_MAX, RECALL_DEFAULT, SHARDS_MAX
-from ..errors import InvalidArgument
-from ..index.cpu import prepare, prepared
-from ..record import IdKind, id_key
-from ..values import Ack, Metric
-from .search import Ask
+from .config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, NAME_BYTES_MAX, RECALL_DEFAULT, SHARDS_MAX
+from .errors import InvalidArgument
+from .record import IdKind, id_key
+from .values import Ack, Metric
 
 __all__ = [
+    "Ask",
     "ask_of",
     "checked_ack",
     "checked_dim",
@@ -34,14 +34,14 @@ __all__ = [
     "checked_threshold",
     "checked_timeout",
     "checked_vectors",
+    "finite",
     "key_list",
     "last_of_each",
     "one_key",
-    "prepared_query",
+    "real_array",
     "shown",
 ]
 
-_FLOAT32 = np.dtype(np.float32)
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_BYTES_MAX}}}")
 _METRICS: tuple[Metric, ...] = ("cosine", "ip", "l2")
 
@@ -186,7 +186,7 @@ def checked_vectors(
     count
         How many there must be; a single vector may be given flat where it is 1.
     """
-    array = _real_array(vectors, what)
+    array = real_array(vectors, what)
     if array.ndim == 1 and (count == 1 or (count is None and array.size == dim)):
         array = array[None, :]
     if array.ndim == 2 and array.shape[0] == 0 and count in (None, 0):
@@ -199,10 +199,11 @@ def checked_vectors(
         raise InvalidArgument(f"{what}: dimension {array.shape[1]} given; the collection's is {dim}")
     if count is not None and len(array) != count:
         raise InvalidArgument(f"{what}: {len(array)} given for {count} ids; there must be one for each")
-    return _checked_values(array, metric, what)
+    return finite(array, metric, what)
 
 
-def _real_array(vectors: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+def real_array(vectors: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    """Return what was given as an array of real numbers, of any shape."""
     try:
         array = np.asarray(vectors)
     except (ValueError, TypeError) as exc:
@@ -214,7 +215,8 @@ def _real_array(vectors: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     return array
 
 
-def _checked_values(array: npt.NDArray[Any], metric: Metric, what: str) -> npt.NDArray[np.float32]:
+def finite(array: npt.NDArray[Any], metric: Metric, what: str) -> npt.NDArray[np.float32]:
+    """Return numbers (n, dim) as float32, of which each is finite and, under cosine, no row is all zeros."""
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(array, np.float32)
     # A sum is finite only if every number is, and takes one pass; it may overflow on its own, so then look closely.
@@ -233,26 +235,27 @@ def _checked_values(array: npt.NDArray[Any], metric: Metric, what: str) -> npt.N
     return floats
 
 
-def prepared_query(vector: npt.ArrayLike, dim: int, metric: Metric) -> npt.NDArray[np.float32]:
-    """Return one query as float32 (1, dim), as the kernels expect it.
-
-    One look at the prepared numbers tells whether all is well: what is not finite, too large for a float32, or has no
-    direction, gives no query. Only then is it worth asking what was wrong.
-    """
-    array = vector if type(vector) is np.ndarray and vector.dtype == _FLOAT32 else _real_array(vector, "vector")
-    if array.shape != (dim,):
-        if array.ndim == 1:
-            raise InvalidArgument(f"vector: dimension {array.shape[0]} given; the collection's is {dim}")
-        raise InvalidArgument(f"vector: an array of shape {array.shape} given; allowed is ({dim},)")
-    floats = array
-    if array.dtype != _FLOAT32:
-        with np.errstate(over="ignore"):
-            floats = array.astype(np.float32)
-    query = prepared(metric, floats)
-    return prepare(metric, _checked_values(array[None, :], metric, "vector")) if query is None else query
-
-
 # -- search ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How a caller asks for quality.
+
+    Attributes
+    ----------
+    recall
+        The share of the true nearest to expect.
+    exact
+        Compare every matching row.
+    effort
+        nprobe or efSearch, instead of a recall.
+    """
+
+    recall: float
+    exact: bool = False
+    effort: int | None = None
+
 
 _default_ask = Ask(RECALL_DEFAULT)
 
