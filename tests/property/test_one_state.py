@@ -23,7 +23,13 @@ from vecstore import Collection, Database
 WATCHED, GENERATIONS, DIM = 40, 75, 8
 BALLAST_START, BALLAST_ROWS = 1_000, 400
 FAR = np.float32(1e4)
-CONFIG = {"checkpoint_log_bytes": 64 << 10, "checkpoint_interval_s": 0.2, "write_points_max": 5}
+CONFIG = {
+    "checkpoint_log_bytes": 64 << 10,
+    "checkpoint_interval_s": 0.2,
+    "write_points_max": 5,
+    # Seven readers that never rest keep the interpreter lock from the writer for as long as this, each time it asks.
+    "switch_interval_s": 0.0005,
+}
 
 Seen = tuple[set[int], int]
 """The generations that one read saw, and the number of watched points in it."""
