@@ -15,10 +15,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .config import DIM_MAX, ID_BYTES_MAX, ID_INT_MAX, K_MAX, NAME_BYTES_MAX, RECALL_DEFAULT, SHARDS_MAX
-from .errors import InvalidArgument
+from .config import (
+    DIM_MAX,
+    ID_BYTES_MAX,
+    ID_INT_MAX,
+    K_MAX,
+    NAME_BYTES_MAX,
+    RECALL_DEFAULT,
+    RECORD_BYTES_MAX,
+    RECORD_POINTS_MAX,
+    SHARDS_MAX,
+)
+from .errors import InvalidArgument, VecstoreError
 from .record import IdKind, id_key
-from .values import Ack, Metric
+from .values import Ack, Metric, Payload
 
 __all__ = [
     "Ask",
@@ -37,9 +47,12 @@ __all__ = [
     "finite",
     "key_list",
     "last_of_each",
+    "note_committed",
     "one_key",
+    "payload_rows",
     "real_array",
     "shown",
+    "too_large",
 ]
 
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{NAME_BYTES_MAX}}}")
@@ -304,3 +317,41 @@ def checked_keys(with_payload: Any) -> bool | tuple[str, ...]:
     if not is_list or not all(isinstance(key, str) for key in with_payload):
         raise InvalidArgument(f"with_payload: {shown(with_payload)} given; allowed are True, False, or a list of keys")
     return tuple(with_payload)
+
+
+# -- payloads and records --------------------------------------------------------------------------------------------
+
+
+def payload_rows(given: Any, count: int) -> Sequence[Payload] | None:
+    """Return the payloads given, a sequence of mappings or a table, as mappings; None where none were given."""
+    if given is None:
+        return None
+    rows = given
+    if hasattr(given, "to_pylist"):
+        # A table has a cell for every key; what is null there was not given.
+        rows = [{key: value for key, value in row.items() if value is not None} for row in given.to_pylist()]
+    if isinstance(rows, Mapping):
+        rows = [rows]
+    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
+        raise InvalidArgument(f"payloads: {shown(given)} given; allowed is a sequence of mappings, or a table")
+    if len(rows) != count:
+        raise InvalidArgument(f"payloads: {len(rows)} given for {count} ids; there must be one for each")
+    return rows
+
+
+def too_large(what: str, points: int, size: int) -> InvalidArgument:
+    """Return the error for what does not fit one record, saying how to split it."""
+    parts = max(-(-points // RECORD_POINTS_MAX), -(-size // RECORD_BYTES_MAX))
+    return InvalidArgument(
+        f"{what}: {points} points of {size} bytes are more than one record holds "
+        f"({RECORD_POINTS_MAX} points, {RECORD_BYTES_MAX} bytes)",
+        hint=f"split it into at least {parts} calls of {max(1, points // parts)} points"
+        + (", or use upsert_table" if what == "upsert" else ""),
+        details={"points": points, "bytes": size, "points_max": RECORD_POINTS_MAX, "bytes_max": RECORD_BYTES_MAX},
+    )
+
+
+def note_committed(exc: VecstoreError, committed: int) -> None:
+    """Let the error of a call of many records say how many points the records before it committed."""
+    exc.details["committed"] = committed
+    exc.hint = f"{committed} points were committed before it" + (f"; {exc.hint}" if exc.hint else "")

@@ -45,7 +45,7 @@ from .filtering import count_rows
 from .hits import batch_of, hits_of, joined
 from .points import in_order, in_shard, located, payloads_by_extent, point_at
 from .query import prepared_query
-from .resolve import check_id_kind, too_large
+from .resolve import check_id_kind
 from .rowmap import id_codes
 from .search import Found, search
 from .view import CollectionView, View
@@ -138,9 +138,9 @@ class EmbeddedCollection(Collection):
         ack, deadline_s = inputs.checked_ack(ack), _deadline(timeout)
         kind, keys, _ = inputs.key_list(ids)
         if len(keys) > RECORD_POINTS_MAX:
-            raise too_large("upsert", len(keys), 4 * definition.dim * len(keys))
+            raise inputs.too_large("upsert", len(keys), 4 * definition.dim * len(keys))
         floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
-        rows = _payload_rows(payloads, len(keys))
+        rows = inputs.payload_rows(payloads, len(keys))
         encoded = None if rows is None else encode_simple(rows)
         # What columns read of plain mappings is what they would read of the JSON.
         plain = rows if encoded is not None else None
@@ -160,7 +160,7 @@ class EmbeddedCollection(Collection):
             floats = floats.copy()
         size = floats.nbytes + sum(map(len, encoded))
         if size > RECORD_BYTES_MAX:
-            raise too_large("upsert", len(keys), size)
+            raise inputs.too_large("upsert", len(keys), size)
         fields = state.definition.fields
         if fields and rows is not None and not state.definition.infer:
             check_payloads(fields, rows)
@@ -207,7 +207,7 @@ class EmbeddedCollection(Collection):
         if vectors is None and payloads is None:
             raise InvalidArgument("vectors, payloads: neither given; an update needs at least one of them")
         if len(keys) > RECORD_POINTS_MAX:
-            raise too_large("update", len(keys), 4 * definition.dim * len(keys))
+            raise inputs.too_large("update", len(keys), 4 * definition.dim * len(keys))
         floats = None
         if vectors is not None:
             floats = inputs.checked_vectors(vectors, definition.dim, definition.metric, count=len(keys))
@@ -251,7 +251,7 @@ class EmbeddedCollection(Collection):
             return self._delete_where(filter, ack, deadline_s)
         kind, keys, _ = inputs.key_list(ids)
         if len(keys) > RECORD_POINTS_MAX:
-            raise too_large("delete", len(keys), 16 * len(keys))
+            raise inputs.too_large("delete", len(keys), 16 * len(keys))
         if kind is None:
             return self._nothing(ack)
         check_id_kind(state, kind)
@@ -280,7 +280,7 @@ class EmbeddedCollection(Collection):
             try:
                 written: Written = self._engine.submit(call)
             except VecstoreError as exc:
-                _note_committed(exc, total)
+                inputs.note_committed(exc, total)
                 raise
             total += written.count
             if written.count < RECORD_POINTS_MAX:
@@ -514,24 +514,8 @@ def _deadline(timeout: object) -> float | None:
     return None if checked is None else time.monotonic() + checked
 
 
-def _payload_rows(given: Any, count: int) -> Sequence[Payload] | None:
-    if given is None:
-        return None
-    rows = given
-    if hasattr(given, "to_pylist"):
-        # A table has a cell for every key; what is null there was not given.
-        rows = [{key: value for key, value in row.items() if value is not None} for row in given.to_pylist()]
-    if isinstance(rows, Mapping):
-        rows = [rows]
-    if isinstance(rows, str | bytes) or not isinstance(rows, Sequence):
-        raise InvalidArgument(f"payloads: {inputs.shown(given)} given; allowed is a sequence of mappings, or a table")
-    if len(rows) != count:
-        raise InvalidArgument(f"payloads: {len(rows)} given for {count} ids; there must be one for each")
-    return rows
-
-
 def _patches(given: Sequence[Payload] | None, count: int) -> list[Mapping[str, Any]] | None:
-    rows = _payload_rows(given, count)
+    rows = inputs.payload_rows(given, count)
     if rows is None:
         return None
     for i, row in enumerate(rows):
@@ -558,15 +542,9 @@ def _upsert_table(
             with request.use(request.part(call_id, number)):
                 last = collection.upsert(*piece.read(), ack=ack, timeout=left_s)
         except VecstoreError as exc:
-            _note_committed(exc, committed)
+            inputs.note_committed(exc, committed)
             raise
         committed += last.count
         if progress is not None:
             progress(committed)
     return Written(last.lsn, committed, last.token, last.ack)
-
-
-def _note_committed(exc: VecstoreError, committed: int) -> None:
-    """Let the error of a call of many records say how many points the records before it committed."""
-    exc.details["committed"] = committed
-    exc.hint = f"{committed} points were committed before it" + (f"; {exc.hint}" if exc.hint else "")

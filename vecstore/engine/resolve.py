@@ -16,6 +16,7 @@ from .. import payload as payloads
 from ..config import EXTENT_ROWS, RECORD_BYTES_MAX, RECORD_POINTS_MAX
 from ..errors import InvalidArgument, NotFound
 from ..filters import parse
+from ..inputs import too_large
 from ..record import IdKind, PointsBody
 from ..storage.catalog import CollectionState
 from ..storage.fold import PointsChange
@@ -25,7 +26,7 @@ from .filtering import matching_rows
 from .rowmap import Codes, id_codes
 from .state import State, shard_of
 
-__all__ = ["Resolved", "Resolver", "check_id_kind", "too_large"]
+__all__ = ["Resolved", "Resolver", "check_id_kind"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +187,3 @@ def check_id_kind(state: CollectionState, kind: IdKind, what: str = "ids") -> No
             f"{what}: {given} given, but the ids of collection {state.definition.name!r} are {kept}",
             hint="the first write of a collection fixes the kind of its ids",
         )
-
-
-def too_large(what: str, points: int, size: int) -> InvalidArgument:
-    """Return the error for what does not fit one record, saying how to split it."""
-    parts = max(-(-points // RECORD_POINTS_MAX), -(-size // RECORD_BYTES_MAX))
-    return InvalidArgument(
-        f"{what}: {points} points of {size} bytes are more than one record holds "
-        f"({RECORD_POINTS_MAX} points, {RECORD_BYTES_MAX} bytes)",
-        hint=f"split it into at least {parts} calls of {max(1, points // parts)} points"
-        + (", or use upsert_table" if what == "upsert" else ""),
-        details={"points": points, "bytes": size, "points_max": RECORD_POINTS_MAX, "bytes_max": RECORD_BYTES_MAX},
-    )
