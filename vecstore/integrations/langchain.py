@@ -7,8 +7,8 @@
 ...     store.similarity_search("whales", k=4, filter=vecstore.Field("source") == "novel")
 
 A document is a point: its id the point's, its metadata the payload, its text one more key of the payload (`text_key`).
-So filters name metadata directly, where the collection declares them as fields. The embeddings object makes the vectors;
-nothing here computes any, and nothing owns the database: who opened it closes it.
+So filters name metadata directly, where the collection declares them as fields. The embeddings object makes the
+vectors; nothing here computes any, and nothing owns the database: who opened it closes it.
 
 The async methods embed with the embeddings' own async methods and run the collection's calls in threads, so that the
 event loop is never held up. As thread-safe as the collection and the embeddings are.
