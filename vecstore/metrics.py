@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["Counter", "Gauge", "Metrics", "Timing"]
+
+_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 class Counter:
@@ -35,11 +39,12 @@ class Gauge:
 
 
 class Timing:
-    """How often something was done and how long it took, in seconds: count, sum and maximum."""
+    """How often something was done and how long it took, in seconds: count, sum, maximum, and how often up to a bound."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.count, self.sum_s, self.max_s = 0, 0.0, 0.0
+        self._counts = [0] * (len(_BOUNDS_S) + 1)
 
     @contextmanager
     def time(self) -> Iterator[None]:
@@ -53,6 +58,15 @@ class Timing:
                 self.count += 1
                 self.sum_s += took_s
                 self.max_s = max(self.max_s, took_s)
+                self._counts[bisect_left(_BOUNDS_S, took_s)] += 1
+
+    def buckets(self) -> dict[str, int]:
+        """Return how often it took at most so many seconds; what took longer than every bound is in `count` alone."""
+        total, found = 0, {}
+        for bound, count in zip(_BOUNDS_S, self._counts, strict=False):
+            total += count
+            found[str(bound)] = total
+        return found
 
 
 class Metrics:
@@ -85,12 +99,13 @@ class Metrics:
         self.checkpoint_s = Timing()
         self.broken = Gauge()
 
-    def to_plain(self) -> dict[str, float]:
-        """Return all of them as plain numbers by name."""
-        plain: dict[str, float] = {}
+    def to_plain(self) -> dict[str, Any]:
+        """Return all of them as plain values by name."""
+        plain: dict[str, Any] = {}
         for name, metric in vars(self).items():
             if isinstance(metric, Timing):
                 plain |= {f"{name}_count": metric.count, f"{name}_sum": metric.sum_s, f"{name}_max": metric.max_s}
+                plain[f"{name}_buckets"] = metric.buckets()
             else:
                 plain[name] = metric.value
         return plain

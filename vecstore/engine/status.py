@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from typing import Any
 
@@ -31,6 +32,13 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "device": engine.device,
         "memory_bytes": engine.memory_bytes(),
         "memory_bytes_max": engine.config.memory_budget_bytes(),
+        "disk_free_bytes": _disk_free_bytes(engine.directory.path),
+        "disk_free_bytes_min": engine.config.disk_free_bytes_min,
+        "filter_cache": {
+            "bytes": engine.filters.bytes,
+            "hits": engine.filters.hits,
+            "misses": engine.filters.misses,
+        },
         "checkpoints": [entry.lsn for entry in engine.checkpointer.entries] if engine.checkpointer else [],
         "findings": list(engine.findings),
         "metrics": engine.metrics.to_plain(),
@@ -39,6 +47,11 @@ def status_of(engine: Engine) -> dict[str, Any]:
             for collection in sorted(view.collections.values(), key=lambda c: c.state.definition.name)
         },
     }
+
+
+def _disk_free_bytes(path: str) -> int:
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
 
 
 def _collection(collection: CollectionView, lsn: int) -> dict[str, Any]:
@@ -56,6 +69,7 @@ def _collection(collection: CollectionView, lsn: int) -> dict[str, Any]:
         "fields": dict(definition.fields),
         "metadata": deepcopy(definition.metadata),
         "created_lsn": definition.created_lsn,
+        "unsealed_rows": sum(segment["rows"] for segment in segments if segment["state"] == "growing"),
         "recall": measured[0] if measured else {"source": "table", "recall": {}},
         "segments": segments,
     }
