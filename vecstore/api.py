@@ -51,6 +51,10 @@ class Collection(ABC):
         The declared fields, which filters may name, with their types.
     metadata
         What the creator said of the collection.
+    number
+        The collection's number: it keeps it through renames, and no other of the store ever has it.
+    id_kind
+        What its ids are: "int" or "str", or "" where it never had a point.
     """
 
     @property
@@ -72,6 +76,14 @@ class Collection(ABC):
     @property
     @abstractmethod
     def metadata(self) -> dict[str, Any]: ...
+
+    @property
+    @abstractmethod
+    def number(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def id_kind(self) -> Literal["int", "str", ""]: ...
 
     @abstractmethod
     def upsert(
@@ -367,6 +379,11 @@ class Database(ABC):
     @abstractmethod
     def status(self) -> dict[str, Any]:
         """Return what there is to know of the store, as one tree of plain values."""
+
+    def position(self) -> tuple[int, int]:
+        """Return epoch and LSN of the newest state that a read would be given: `status` in the shortest form."""
+        status = self.status()
+        return status["epoch"], status["lsn"]
 
     @abstractmethod
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:

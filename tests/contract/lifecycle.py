@@ -28,6 +28,31 @@ class LifecycleContract(DatabaseContract):
         assert docs.fields == {"size": "int64", "tags": "list<string>"}
         assert docs.metadata == metadata
 
+    def test_a_number_names_a_collection_for_good(self, database: Database) -> None:
+        """A collection keeps its number through a rename; one made anew under its name has another."""
+        docs, other = database.create_collection("docs", 2), database.create_collection("other", 2)
+        number = docs.number
+        assert number not in (0, other.number)
+        database.rename_collection("docs", "papers")
+        assert docs.number == database.collection("papers").number == number
+        database.drop_collection("papers")
+        assert database.create_collection("docs", 2).number not in (number, other.number)
+
+    @pytest.mark.parametrize(("given", "kind"), [(5, "int"), ("five", "str")])
+    def test_the_first_write_fixes_the_kind_of_ids(self, database: Database, given: int | str, kind: str) -> None:
+        """A collection has no kind of ids until its first point, and keeps it when that is gone."""
+        docs = database.create_collection("docs", 2)
+        assert docs.id_kind == ""
+        docs.upsert([given], [[1, 2]])
+        docs.delete(ids=[given])
+        assert docs.id_kind == kind
+
+    def test_position_is_that_of_status(self, database: Database, docs: Collection) -> None:
+        """`position` gives the epoch and LSN that status gives."""
+        written = docs.upsert(9, [1, 2, 3, 4])
+        status = database.status()
+        assert database.position() == (status["epoch"], status["lsn"]) == (status["epoch"], written.lsn)
+
     def test_defaults_of_create(self, database: Database) -> None:
         """Without keywords a collection is cosine, with no fields and no metadata."""
         docs = database.create_collection("docs", 2)

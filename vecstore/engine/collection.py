@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,15 @@ class EmbeddedCollection(Collection):
     @property
     def metadata(self) -> dict[str, Any]:
         return deepcopy(self._now().state.definition.metadata)
+
+    @property
+    def number(self) -> int:
+        return self._number
+
+    @property
+    def id_kind(self) -> Literal["int", "str", ""]:
+        kind = self._now().state.id_kind
+        return "" if kind is None else "int" if kind == IdKind.INT else "str"
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

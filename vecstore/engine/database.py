@@ -238,6 +238,10 @@ class EmbeddedDatabase(Database):
     def status(self) -> dict[str, Any]:
         return status_of(self.engine)
 
+    def position(self) -> tuple[int, int]:
+        view = self.engine.state.view
+        return view.epoch, view.lsn
+
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         return verify_engine(self.engine, progress)
 
