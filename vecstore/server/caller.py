@@ -1,7 +1,8 @@
 """Who calls, and what it may: a name and its grants, carried with the call in a context variable.
 
-A grant is a role and the collections that it holds for. Of read, write and admin each includes those before it; replicate
-stands apart. What a caller holds no grant for at all it does not see: such a collection looks as if it did not exist.
+A grant is a role and the collections that it holds for. Of read, write and admin each includes those before it;
+replicate stands apart. What a caller holds no grant for at all it does not see: such a collection looks as if it did
+not exist.
 
 This module decides nothing about tokens (`auth`) and refuses nothing itself (`guard`).
 """
