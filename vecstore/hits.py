@@ -13,6 +13,11 @@ from .values import Hit, Hits
 
 __all__ = ["BatchHits", "FoundHits"]
 
+Columns = tuple[
+    list[Any], list[float], list[bytes] | None, bool | tuple[str, ...], list[npt.NDArray[np.float32]] | None
+]
+"""Ids, scores, payloads as whole canonical JSON, which part of them was asked for, vectors."""
+
 
 class FoundHits(Hits):
     """The hits of one query: ids, scores, payloads as bytes.
@@ -36,6 +41,11 @@ class FoundHits(Hits):
         self._made: list[Hit | None] | None = None
         self.lsn = lsn
         self.exact = exact
+
+    @property
+    def columns(self) -> Columns:
+        """What the hits are made of, as it is: for who sends them on."""
+        return self._ids, self._scores, self._data, self._keys, self._vectors
 
     def _hit(self, i: int) -> Hit:
         if self._made is None:
@@ -82,6 +92,19 @@ class BatchHits(Sequence[Hits]):
     ) -> None:
         self._ids, self._scores, self._data, self._keys = ids, scores, data, keys
         self._lsn, self._exact = lsn, exact
+
+    @property
+    def columns(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], list[list[bytes]] | None, bool]:
+        """What the hits are made of, as it is: ids, scores and payloads of each query, and whether all were exact.
+
+        The payloads are whole; `keys` says which part of them was asked for.
+        """
+        return self._ids, self._scores, self._data, self._exact
+
+    @property
+    def keys(self) -> bool | tuple[str, ...]:
+        """Which part of the payloads was asked for."""
+        return self._keys
 
     @overload
     def __getitem__(self, i: int) -> Hits: ...

@@ -29,6 +29,7 @@ __all__ = [
     "Point",
     "SearchBatch",
     "Snapshot",
+    "TLS",
     "Written",
 ]
 
@@ -124,6 +125,24 @@ class Snapshot:
     bytes_new: int
 
 
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """How connections to servers are secured.
+
+    Attributes
+    ----------
+    ca
+        File of the certificate authority that signed the server's certificate, in PEM; None: the one that `VECSTORE_CA`
+        names, else the authorities that come with gRPC.
+    cert, key
+        Files of the client's own certificate and key, in PEM, where the server asks for one (mutual TLS).
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
 class Hits(Sequence[Hit]):
     """The hits of one query, nearest first, ties by id.
 
@@ -179,24 +198,25 @@ class SearchBatch(Sequence[Hits]):
         Of the view searched.
     """
 
-    __slots__ = ("_rows", "ids", "lsn", "scores")
+    __slots__ = ("ids", "lsn", "rows", "scores")
 
     ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
+    rows: Sequence[Hits]
     lsn: int
 
     def __init__(self, ids: npt.NDArray[Any], scores: npt.NDArray[np.float32], rows: Sequence[Hits], lsn: int) -> None:
         self.ids = ids
         self.scores = scores
         self.lsn = lsn
-        self._rows = rows
+        self.rows = rows
 
     @overload
     def __getitem__(self, i: int) -> Hits: ...
     @overload
     def __getitem__(self, i: slice) -> Sequence[Hits]: ...
     def __getitem__(self, i: int | slice) -> Hits | Sequence[Hits]:
-        return self._rows[i]
+        return self.rows[i]
 
     def __len__(self) -> int:
         return len(self.scores)
