@@ -2,6 +2,8 @@
 
 - A ``python`` block runs in one namespace for each document, in a folder of its own. A ``text`` block directly after it
   is its output; ``...`` in it stands for anything.
+- A ``python NAME`` block is another product's code. It is run, in the same order and namespace, where that product is
+  installed, and left out elsewhere with its output.
 - A ``console run`` block holds lines that begin with ``$ ``: each is run in the same folder, and what follows is its
   output. A plain ``console`` block is for reading.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib.util
 import io
 import os
 import re
@@ -24,7 +27,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/guide.md", "docs/errors.md")
+DOCUMENTS = ("README.md", "docs/guide.md", "docs/errors.md", "docs/from-chroma.md", "docs/from-qdrant.md")
+PEERS = {
+    "chromadb": ("docs/from-chroma.md", "python chroma"),
+    "qdrant_client": ("docs/from-qdrant.md", "python qdrant"),
+}
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND_TIMEOUT_S = 120
 
@@ -87,13 +94,13 @@ def run_console(block: Block) -> list[tuple[str, str, str]]:
     return found
 
 
-def failures(document: str, name: str, folder: Path) -> list[str]:
-    """Run all blocks of a document in a folder and return where it is not true."""
+def failures(document: str, name: str, folder: Path, peer: str = "python") -> list[str]:
+    """Run all blocks of a document in a folder, with those of a peer, and return where it is not true."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     lines = []
     with contextlib.chdir(folder):
         for block in blocks(document):
-            if block.language == "python":
+            if block.language in ("python", peer):
                 got = run_python(block, namespace, name)
                 if block.output is not None and not agrees(block.output, got):
                     lines.append(f"{name}:{block.line} says\n{block.output}\nbut prints\n{got}")
@@ -111,6 +118,28 @@ def test_documents_are_true(name: str, tmp_path: Path) -> None:
     """What a newcomer copies works, and prints what the document shows."""
     found = failures((ROOT / name).read_text(), name, tmp_path)
     assert found == [], "\n".join(found)
+
+
+@pytest.mark.filterwarnings("default")  # what another product warns of is its own affair
+@pytest.mark.parametrize("package", PEERS)
+def test_what_is_said_of_others_is_true(package: str, tmp_path: Path) -> None:
+    """The other product's code works too, and prints what the document shows."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    name, language = PEERS[package]
+    found = failures((ROOT / name).read_text(), name, tmp_path, language)
+    assert found == [], "\n".join(found)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in PEERS.values()])
+def test_ten_tasks_in_both(name: str) -> None:
+    """Each task stands there once, with the other product's code and then ours."""
+    sections = re.split(r"^## ", (ROOT / name).read_text(), flags=re.MULTILINE)
+    tasks = [section for section in sections if section[0].isdigit()]
+    assert [int(task.split(".")[0]) for task in tasks] == list(range(1, 11))
+    for task in tasks:
+        languages = [block.language for block in blocks(task) if block.language.startswith("python")]
+        assert languages == [dict(PEERS.values())[name], "python"], task.splitlines()[0]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
