@@ -38,7 +38,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Admission", "AdmissionSettings", "Bucket", "Call", "Kind", "Limit", "Queue", "Refusal"]
+__all__ = ["Admission", "AdmissionSettings", "Bucket", "Call", "Kind", "LaneLoad", "Limit", "Queue", "Refusal"]
 
 LaneName = Literal["reserved", "long", "search", "commit"]
 Reason = Literal["rate", "points", "queue", "wait", "deadline", "streams", "evicted", "stopping"]
@@ -147,6 +147,14 @@ class Kind(NamedTuple):
             lane = "commit" if is_write or work in ("write", "admin") else "search"
         rank = {"search": 0, "read": 1, "write": 0, "admin": 1, "bulk": 2}.get(work, 0)
         return cls(name, lane, rank, is_write, limited=lane != "reserved")
+
+
+class LaneLoad(NamedTuple):
+    """What one lane says of itself: calls that run, that wait, and that may run."""
+
+    in_flight: int
+    queued: int
+    limit: float
 
 
 class Refusal(NamedTuple):
@@ -563,13 +571,9 @@ class Admission:
 
     # -- what it says ------------------------------------------------------------------------------------------------
 
-    def in_flight(self) -> int:
-        """Calls that run."""
-        return sum(lane.running for lane in self._order)
-
-    def queued(self) -> int:
-        """Calls that wait."""
-        return sum(lane.queue.size for lane in self._order)
+    def load(self) -> dict[str, LaneLoad]:
+        """Return the load of each lane."""
+        return {name: LaneLoad(lane.running, lane.queue.size, lane.limit.value) for name, lane in self.lanes.items()}
 
     def _retry_s(self, lane: _Lane, wait_s: float) -> float:
         """Return when to try again: the later, the more come, so that together they bring what can be answered."""

@@ -1,4 +1,4 @@
-"""Who calls: static tokens, JSON Web Tokens and client certificates, each with its grants; and the server's own TLS.
+"""Who calls: static tokens, JSON Web Tokens and client certificates, each with its grants.
 
 As soon as any of them is configured nobody gets in without. Secrets are random and long, so their file holds plain
 SHA-256 digests; they are compared in constant time. A verified token is remembered by its digest, until it expires or
@@ -14,16 +14,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import re
-import ssl
 import tomllib
 from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import grpc
 import msgspec
 from msgspec import Meta
 
@@ -31,7 +28,7 @@ from ..clock import Clock
 from ..errors import InvalidArgument, Unauthenticated
 from .caller import Caller, Grant, Role
 
-__all__ = ["AuthSettings", "Authenticator", "GrantEntry", "ServerTLS", "TokenEntry", "digest_of", "names_in"]
+__all__ = ["AuthSettings", "Authenticator", "GrantEntry", "TokenEntry", "digest_of", "names_in"]
 
 REMEMBERED_TOKENS_MAX = 10_000
 TOKEN_BYTES_MAX = 8_192
@@ -342,78 +339,6 @@ def _read_keys(path: Path) -> tuple[_Key, ...]:
     if not keys:
         raise InvalidArgument(f"auth.jwt_keys: {path}: holds no public key")
     return tuple(keys)
-
-
-class ServerTLS:
-    """The server's certificate and key, and whose certificates clients must show. Thread-safe.
-
-    What `reload` reads holds for connections that are made from then on.
-
-    Parameters
-    ----------
-    certificate, key
-        Files of the certificate chain and of its private key, PEM.
-    client_ca
-        File of the authorities that clients' certificates must come from, PEM; None: none is asked for.
-
-    Raises
-    ------
-    InvalidArgument
-        A file cannot be used, or the key belongs to another certificate.
-    """
-
-    def __init__(
-        self,
-        certificate: str | os.PathLike[str],
-        key: str | os.PathLike[str],
-        client_ca: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self._files = (Path(certificate), Path(key), Path(client_ca) if client_ca else None)
-        self.expiry_s = 0.0
-        """When the certificate ends, in seconds since the Unix epoch."""
-        self._next = self._read()
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """Return what a server's secure port needs."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._next, self._latest, require_client_authentication=self._files[2] is not None
-        )
-
-    def reload(self) -> None:
-        """Read the files again.
-
-        Raises
-        ------
-        InvalidArgument
-            They cannot be used; nothing has changed.
-        """
-        self._next = self._read()
-
-    def _latest(self) -> Any:
-        return self._next
-
-    def _read(self) -> Any:
-        from cryptography import x509
-
-        certificate, key, client_ca = self._files
-        pair = (_read_bytes(key), _read_bytes(certificate))
-        authorities = _read_bytes(client_ca) if client_ca is not None else None
-        try:
-            # gRPC takes anything and then refuses every connection: OpenSSL says beforehand what is wrong.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, key, password=lambda: "")
-            expiry_s = min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(pair[1])).timestamp()
-        except (ssl.SSLError, ValueError, OSError) as exc:
-            raise InvalidArgument(f"tls: {certificate} and {key} cannot be used together: {exc}") from exc
-        if authorities is not None:
-            try:
-                context.load_verify_locations(cadata=authorities.decode())
-            except (ssl.SSLError, ValueError) as exc:
-                raise InvalidArgument(
-                    f"tls.client_ca: {client_ca} holds no certificates that can be used: {exc}"
-                ) from exc
-        self.expiry_s = expiry_s
-        return grpc.ssl_server_certificate_configuration([pair], root_certificates=authorities)
 
 
 def names_in(auth_context: Any) -> tuple[str, ...]:
