@@ -39,7 +39,7 @@ class Gauge:
 
 
 class Timing:
-    """How often something was done and how long it took, in seconds: count, sum, maximum, and how often up to a bound."""
+    """How often something was done and how long it took, in seconds: count, sum, maximum, and counts up to bounds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -25,6 +25,8 @@ _COMMANDS = {
     "drop": ("data", "Drop a collection."),
     "status": ("operate", "Say what there is to know of a store."),
     "verify": ("operate", "Recompute chain and digests from the bytes; fails where something is damaged."),
+    "serve": ("serve", "Serve a store to clients over gRPC."),
+    "config": ("config", "Print the configuration of a server: each value, its origin, what it means."),
     "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
 }
 

@@ -1,0 +1,153 @@
+"""The command `vecstore serve`: a server in this process, its signals, its exit.
+
+SIGTERM and SIGINT drain: calls in flight finish, the store is closed, exit code 0. A second one ends the process at
+once, as does one while the store recovers: nothing durable is lost, the next start recovers. SIGHUP reads tokens,
+certificates and the log's level again.
+
+Exit codes beyond those of every command: 2 where the configuration cannot be used; 128 and the signal's number where
+the process was ended at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ..errors import EngineMissing, InvalidArgument
+from .output import Output, reporting
+from .where import missing
+
+if TYPE_CHECKING:
+    from ..server.node import Node
+    from ..server.settings import Settings
+
+__all__ = ["serve_command"]
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command("serve")
+@click.option("--data", metavar="DIR", help="Directory of the store; made where it does not exist.")
+@click.option("--config", "file", type=click.Path(), metavar="FILE", help="TOML file of options; see: vecstore config.")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Address of gRPC; port 0 takes a free one.  [default: 127.0.0.1:7601]"
+)
+@click.option(
+    "--http", metavar="HOST:PORT", help="Address of metrics and health; '' for none.  [default: 127.0.0.1:7602]"
+)
+@click.option("--region", metavar="NAME", help="Name of the place that this server stands in.")
+@click.option("--tokens", metavar="FILE", help="File of tokens and their grants.")
+@click.option("--certificate", metavar="FILE", help="Certificate chain for TLS, PEM.")
+@click.option("--key", metavar="FILE", help="Private key for TLS, PEM.")
+@click.option("--client-ca", metavar="FILE", help="Authorities whose certificates clients must show, PEM.")
+@click.option("--insecure", is_flag=True, default=None, help="Let everybody in who reaches the address, unasked.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least severe log level.")
+@reporting
+def serve_command(out: Output, *, file: str | None, **flags: Any) -> None:
+    """Serve a store to clients over gRPC, until SIGTERM.
+
+    Says on stdout when calls are taken and where: vecstore ready grpc=HOST:PORT http=HOST:PORT
+    """
+    load = _loader(file, flags)
+    try:
+        node = _made(load())
+    except InvalidArgument as exc:
+        _refused(out, exc)
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    at_once = threading.Event()
+    at_once.set()
+    _handle(signals, at_once)
+    node.start()
+    at_once.clear()
+    ready = {"grpc": node.grpc_address, "http": node.http_address}
+    out.result({"ready": ready}, " ".join(["vecstore ready", *(f"{name}={at}" for name, at in ready.items() if at)]))
+    while True:
+        # Woken by a signal; its handler has put it here.
+        number = signals.get()
+        if number != signal.SIGHUP:
+            break
+        _reload(node, load)
+    node.drain()
+    _leave()
+
+
+def _loader(file: str | None, flags: dict[str, Any]) -> Callable[[], Settings]:
+    sections = {"tokens": "auth", "certificate": "tls", "key": "tls", "client_ca": "tls", "log_level": "log"}
+    given = {
+        (sections.get(name, "server"), name.removeprefix("log_")): value
+        for name, value in flags.items()
+        if value is not None
+    }
+
+    def load() -> Settings:
+        try:
+            from ..server import settings
+        except ImportError as exc:
+            raise missing(exc.name or str(exc), "server") from exc
+        found = settings.load(file, given)
+        if not found.server.data:
+            raise InvalidArgument("server.data: not given", hint="vecstore serve --data DIR")
+        return found
+
+    return load
+
+
+def _made(settings: Settings) -> Node:
+    try:
+        from ..server import log
+        from ..server.node import Node
+    except EngineMissing:
+        raise
+    except ImportError as exc:
+        raise missing(exc.name or str(exc), "server") from exc
+    node = Node(settings)
+    log.begin(settings.log)
+    return node
+
+
+def _handle(signals: queue.SimpleQueue[int], at_once: threading.Event) -> None:
+    """Put signals into a queue; one that ends the process after another, or while `at_once` is set, does so itself."""
+
+    def handle(number: int, _: object) -> None:
+        if number in _ENDING:
+            if at_once.is_set():
+                os._exit(128 + number)
+            at_once.set()
+        signals.put(number)
+
+    for number in (*_ENDING, signal.SIGHUP):
+        signal.signal(number, handle)
+
+
+def _reload(node: Node, load: Callable[[], Settings]) -> None:
+    from ..server import log
+
+    try:
+        settings = load()
+    except InvalidArgument as exc:
+        log.logger().error("not reloaded", what="configuration", problem=str(exc))
+        return
+    node.reload(settings)
+
+
+def _refused(out: Output, exc: InvalidArgument) -> NoReturn:
+    if out.as_json:
+        out.result({"error": {"kind": "InvalidArgument", "message": str(exc.args[0]), "hint": exc.hint}}, "")
+    out.say(f"error: {exc}")
+    raise SystemExit(2) from None
+
+
+def _leave() -> NoReturn:
+    """End the process now that the store is closed: a thread that hangs in a cancelled call must not hold it up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(0)

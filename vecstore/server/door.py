@@ -1,0 +1,89 @@
+"""The door: the first of the server's interceptors. It is open while the store is served, and only then.
+
+Closed, it refuses each call with a retryable `Unavailable` before anything else looks at it: while the store recovers,
+and once the server was told to stop. Health and reflection pass at all times, straight to their own handlers. What
+stands behind the door may come later: `Handlers` are those of a service that does not exist yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from ..errors import Unavailable
+from ..wire.status import trailers
+
+__all__ = ["Door", "Handlers"]
+
+_PASSING = "/grpc."
+"""What gRPC itself specifies: health and reflection."""
+
+
+class Door(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls or lets them pass. Thread-safe.
+
+    Parameters
+    ----------
+    passing
+        Handlers of what passes at all times; nobody else looks at it.
+    why
+        What callers are told while it is closed.
+    """
+
+    def __init__(self, passing: Sequence[grpc.GenericRpcHandler], why: str) -> None:
+        self._passing = passing
+        # Refusals must not wait behind calls that are being worked on.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecstore-door")
+        self._refusal: Any = self._refusing(why)
+
+    def open(self) -> None:
+        """Let calls pass."""
+        self._refusal = None
+
+    def close(self, why: str) -> None:
+        """Refuse calls that come from now on."""
+        self._refusal = self._refusing(why)
+
+    def shutdown(self) -> None:
+        """Let its thread go; no call may come any more."""
+        self._pool.shutdown(wait=False)
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        """Return the handler of a call: the service's own, or the refusal."""
+        if handler_call_details.method.startswith(_PASSING):
+            return next(filter(None, (one.service(handler_call_details) for one in self._passing)), None)
+        refusal = self._refusal
+        return continuation(handler_call_details) if refusal is None else refusal
+
+    def _refusing(self, why: str) -> Any:
+        code, text, metadata = trailers(Unavailable(why))
+
+        def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
+            context.set_trailing_metadata(metadata)
+            context.abort(code, text)
+
+        refuse.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
+        # A stream of bytes is what every kind of call looks like; none of it is read.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """The handlers of services that are made after the server began to listen."""
+
+    def __init__(self) -> None:
+        self._inner: Sequence[grpc.GenericRpcHandler] = ()
+
+    def set(self, inner: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Hand calls to these from now on."""
+        self._inner = inner
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the handler of a call, None where there is no such method."""
+        for inner in self._inner:
+            found = inner.service(handler_call_details)
+            if found is not None:
+                return found
+        return None

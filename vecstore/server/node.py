@@ -1,0 +1,389 @@
+"""One server: a store, the services on it, and the ports they are reached by, from the first to the last moment.
+
+Ports are open before the store is: health answers NOT_SERVING and every other call a retryable `Unavailable` while the
+store recovers. `drain` ends a server without a failed call, as far as clients try again: health says NOT_SERVING, new
+calls are refused, connections are told to go elsewhere, calls in flight finish, and then the store is closed.
+
+This module puts the parts together and decides nothing itself: who may is the guard's, how much the admission's. It
+handles no signals; `vecstore serve` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import grpc
+import msgspec
+
+from ..api import Collection, Database
+from ..clock import SystemClock
+from ..errors import InvalidArgument, NotFound, Unavailable, VecstoreError
+from ..wire.methods import COLLECTIONS
+from . import log, reflection, trace
+from .admission import LaneLoad
+from .auth import Authenticator
+from .door import Door, Handlers
+from .health import Health
+from .http import HTTPPort
+from .metrics import ServerMetrics
+from .service import Service
+from .settings import Settings
+from .shadow import Shadow
+from .tls import Certificates
+
+__all__ = ["Node", "address_of"]
+
+_SETTLE_S = 0.2
+"""After the last call in flight has ended: what clients sent before they were told to go elsewhere arrives in it."""
+_HANDSHAKE_S_MAX = 20
+_SEARCH = f"/{COLLECTIONS}/Search"
+
+
+class Node:
+    """A server and all that belongs to it. Start it, serve, drain it; once.
+
+    Parameters
+    ----------
+    settings
+        All of it.
+    open_store
+        Opens the store; None opens the directory that the settings name.
+    tracing
+        Makes spans; None makes what the settings say.
+
+    Raises
+    ------
+    InvalidArgument
+        Settings contradict each other, or name files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        open_store: Callable[[], Database] | None = None,
+        tracing: trace.Tracing | None = None,
+    ) -> None:
+        clock = SystemClock()
+        self.settings = settings
+        self._log = log.logger()
+        self._open_store = open_store or self._open_directory
+        self._tls = Certificates(settings.tls) if _has_tls(settings) else None
+        self._auth = Authenticator(settings.auth, clock, with_certificates=bool(settings.tls.client_ca))
+        _check_exposure(settings, self._auth.is_required)
+        self.tracing = tracing or trace.begin(settings.trace)
+        self.metrics = ServerMetrics(clock.wall_us, settings.server.region)
+        self.metrics.watch_certificate(lambda: self._tls.expiry_s if self._tls is not None else None)
+        self._health = Health()
+        self._pool = futures.ThreadPoolExecutor(16)
+        self._handlers = Handlers()
+        self._door = Door(self._passing(), "the server is starting: the store recovers")
+        self._phase = "starting"
+        self._database: Database | None = None
+        self._shadow: Shadow | None = None
+        self._http: HTTPPort | None = None
+        self._server: Any = None
+        self.grpc_port = 0
+        self._http_port = 0
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen, open the store, serve it: when this returns, calls are answered.
+
+        Raises
+        ------
+        VecstoreError
+            A port cannot be had, or the store does not open; nothing is left open then.
+        """
+        try:
+            self.listen()
+            self.recover()
+        except BaseException:
+            self.drain(0.0)
+            raise
+
+    def listen(self) -> None:
+        """Open the ports. Health is answered from now on; other calls are refused."""
+        server = self.settings.server
+        if server.http:
+            self._http = HTTPPort(
+                address_of(server.http, "http"),
+                self.metrics.text,
+                self._readiness,
+                self.settings.metrics.connections_max,
+            )
+        self._server = self._grpc_server()
+        self.grpc_port = self._bind(*address_of(server.listen, "listen"))
+        self._server.start()
+        if self._http is not None:
+            self._http.start()
+        self._log.info("listening", grpc=self.grpc_address, http=self.http_address, tls=self._tls is not None)
+
+    def recover(self) -> None:
+        """Open the store, and let calls through."""
+        start_s = time.monotonic()
+        database = self._open_store()
+        self._database = database
+        seen = database if self.tracing is None else self.tracing.traced(database)
+        service = Service(seen, region=self.settings.server.region, role=self._role)
+        handlers = service.handlers()
+        if self.settings.metrics.recall_every:
+            self._shadow = Shadow(self.settings.metrics, _finder(database), self._is_busy)
+            self._shadow.start()
+            self.metrics.watch_recall(self._shadow.report)
+            handlers = [_Offering(handler, self._shadow) for handler in handlers]
+        self._handlers.set(handlers)
+        self.metrics.ready(database.status)
+        self._phase = "serving"
+        self._door.open()
+        self._health.serving()
+        epoch, lsn = database.position()
+        took_s = round(time.monotonic() - start_s, 3)
+        self._log.info("serving", grpc=self.grpc_address, http=self.http_address, epoch=epoch, lsn=lsn, took_s=took_s)
+
+    def drain(self, within_s: float | None = None) -> None:
+        """Refuse new calls, let those in flight finish, close the store and the ports. May be called twice.
+
+        Parameters
+        ----------
+        within_s
+            Seconds that calls in flight have; None for what the settings say.
+        """
+        if self._phase == "closed":
+            return
+        within_s = self.settings.server.drain_s if within_s is None else within_s
+        self._phase = "draining"
+        self._health.stopping()
+        self._door.close("the server is being stopped")
+        if self._server is not None:
+            self._end_calls(within_s)
+        self._close()
+
+    def _end_calls(self, within_s: float) -> None:
+        start_s = time.monotonic()
+        self._log.info("draining", in_flight=self._in_flight(), within_s=within_s)
+        # Clients are told to go elsewhere; what they sent before they knew is refused at the door.
+        ended: threading.Event = self._server.stop(within_s)
+        while not ended.wait(_SETTLE_S) and self._in_flight():
+            pass
+        # What is left are those who watch the health, which else would hold the server up to the last second; or
+        # calls whose time is over.
+        left = self._in_flight()
+        self._server.stop(None)
+        took_s = round(time.monotonic() - start_s, 3)
+        self._log.info("drained", cancelled=left, took_s=took_s)
+
+    def _close(self) -> None:
+        if self._shadow is not None:
+            self._shadow.close()
+        self.metrics.not_ready()
+        try:
+            if self._database is not None:
+                self._database.close()
+        finally:
+            self._door.shutdown()
+            self._health.shutdown()
+            if self._http is not None:
+                self._http.close()
+            if self.tracing is not None:
+                self.tracing.close()
+            self._phase = "closed"
+            self._log.info("closed")
+
+    def reload(self, settings: Settings) -> None:
+        """Take over what may change while the server runs: tokens, certificates, the log's level.
+
+        What cannot be used is logged, and what was in force stays.
+        """
+        log.set_level(settings.log)
+        for what, reload in self._reloads():
+            try:
+                reload()
+            except VecstoreError as exc:
+                self._log.error("not reloaded", what=what, problem=str(exc))
+            else:
+                self._log.info("reloaded", what=what)
+
+    # -- what it says of itself --------------------------------------------------------------------------------------
+
+    @property
+    def grpc_address(self) -> str:
+        """HOST:PORT of gRPC."""
+        return _joined(address_of(self.settings.server.listen, "listen")[0], self.grpc_port)
+
+    @property
+    def http_address(self) -> str:
+        """HOST:PORT of HTTP, empty where it is off."""
+        if self._http is None:
+            return ""
+        return _joined(address_of(self.settings.server.http, "http")[0], self._http.port)
+
+    @property
+    def database(self) -> Database:
+        """The store that is served."""
+        if self._database is None:
+            raise Unavailable("the store recovers")
+        return self._database
+
+    def _readiness(self) -> tuple[bool, str]:
+        return self._phase == "serving", self._phase
+
+    def _role(self) -> str:
+        return str(self.database.status()["role"])
+
+    def _passing(self) -> list[grpc.GenericRpcHandler]:
+        found = [self._health.handler()]
+        return [*found, *reflection.handlers()] if self.settings.server.reflection else found
+
+    def _load(self) -> dict[str, LaneLoad]:
+        return {}
+
+    def _reloads(self) -> list[tuple[str, Callable[[], None]]]:
+        found = [("tokens", self._auth.reload)]
+        return [*found, ("certificates", self._tls.reload)] if self._tls is not None else found
+
+    def _in_flight(self) -> int:
+        return sum(one.in_flight + one.queued for one in self._load().values())
+
+    def _is_busy(self) -> bool:
+        return any(one.queued for one in self._load().values())
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _open_directory(self) -> Database:
+        # Loaded once the ports are open: the engine's libraries take a while.
+        from .. import open as open_store
+
+        server = self.settings.server
+        return open_store(server.data, device=server.device, config=msgspec.structs.asdict(self.settings.store))
+
+    def _grpc_server(self) -> Any:
+        server = self.settings.server
+        options = [
+            ("grpc.max_receive_message_length", server.message_bytes_max),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", server.streams_max),
+            # Two servers on one port would each get some of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", round(server.keepalive_interval_s * 1000)),
+            ("grpc.keepalive_timeout_ms", round(server.keepalive_timeout_s * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(server.ping_interval_s_min * 1000)),
+            ("grpc.http2.max_ping_strikes", 2),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_S_MAX * 1000),
+        ]
+        if server.connection_age_s_max:
+            options += [
+                ("grpc.max_connection_age_ms", round(server.connection_age_s_max * 1000)),
+                ("grpc.max_connection_age_grace_ms", round(server.drain_s * 1000)),
+            ]
+        return grpc.server(self._pool, [self._handlers], [self._door], options)
+
+    def _bind(self, host: str, port: int) -> int:
+        address = _joined(host, port)
+        try:
+            if self._tls is not None:
+                found = self._server.add_secure_port(address, self._tls.credentials())
+            else:
+                found = self._server.add_insecure_port(address)
+        except RuntimeError:
+            found = 0
+        if not found:
+            raise Unavailable(f"listen: {address} cannot be listened on: it is taken, or not this machine's")
+        return int(found)
+
+
+class _Offering(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handlers of which searches are offered to the shadow once they were answered."""
+
+    def __init__(self, inner: grpc.GenericRpcHandler, shadow: Shadow) -> None:
+        self._inner, self._shadow = inner, shadow
+
+    def service(self, handler_call_details: Any) -> Any:
+        """Return the handler of a call."""
+        found = self._inner.service(handler_call_details)
+        if found is None or handler_call_details.method != _SEARCH:
+            return found
+        search, offer = found.unary_unary, self._shadow.offer
+
+        def offered(request: Any, context: grpc.ServicerContext) -> Any:
+            reply = search(request, context)
+            offer(request)
+            return reply
+
+        return grpc.unary_unary_rpc_method_handler(
+            offered,
+            request_deserializer=found.request_deserializer,
+            response_serializer=found.response_serializer,
+        )
+
+
+def _finder(database: Database) -> Callable[[int], Collection | None]:
+    """Return what finds the collection of a number."""
+    known: dict[int, Collection] = {}
+
+    def find(number: int) -> Collection | None:
+        if number not in known:
+            known.clear()
+            for name in database.collections():
+                with contextlib.suppress(NotFound):
+                    collection = database.collection(name)
+                    known[collection.number] = collection
+        return known.get(number)
+
+    return find
+
+
+def address_of(text: str, option: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; an IPv6 host stands in brackets.
+
+    Raises
+    ------
+    InvalidArgument
+        It is not of this form.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65_535 or (":" in host and "[" not in text):
+        raise InvalidArgument(f"server.{option}: {text!r} given; allowed is HOST:PORT, as in 127.0.0.1:7601")
+    return host, int(port)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _has_tls(settings: Settings) -> bool:
+    return bool(settings.tls.certificate or settings.tls.key or settings.tls.client_ca)
+
+
+def _check_exposure(settings: Settings, asks_who: bool) -> None:
+    """Refuse to let strangers in: a server that asks nobody who it is is for its own machine."""
+    server = settings.server
+    if server.insecure:
+        return
+    for option, text in (("listen", server.listen), ("http", server.http)):
+        if not text:
+            continue
+        host, _ = address_of(text, option)
+        if not asks_who and not _is_loopback(host):
+            raise InvalidArgument(
+                f"server.{option}: {text!r} given, and no authentication is configured: then only this machine's own "
+                "addresses are allowed, as in 127.0.0.1",
+                hint="configure [auth], or give --insecure to let everybody in",
+            )

@@ -1,0 +1,86 @@
+"""The server's certificates: read from files, and read again when told to, without ending a connection.
+
+What was read last serves the handshakes from then on. Files that cannot be used leave the old ones in force.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+import grpc
+
+from ..errors import InvalidArgument
+from .settings import TLSSettings
+
+__all__ = ["Certificates"]
+
+
+class Certificates:
+    """What the server shows, and whom it believes. Thread-safe.
+
+    Raises
+    ------
+    InvalidArgument
+        A file cannot be used, or the key belongs to another certificate; the message names it.
+    """
+
+    def __init__(self, settings: TLSSettings) -> None:
+        for name in ("certificate", "key"):
+            if not getattr(settings, name):
+                raise InvalidArgument(f"tls.{name}: not given; a certificate and its key go together")
+        self._settings = settings
+        self.expiry_s = 0.0
+        """When the certificate ends, in seconds since the Unix epoch."""
+        self._latest = self._read()
+
+    def reload(self) -> None:
+        """Read the files again.
+
+        Raises
+        ------
+        InvalidArgument
+            They cannot be used; nothing has changed.
+        """
+        self._latest = self._read()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Return what a server's port is opened with."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._latest, lambda: self._latest, require_client_authentication=bool(self._settings.client_ca)
+        )
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        from cryptography import x509
+
+        settings = self._settings
+        chain, key = _pem(settings.certificate, "certificate"), _pem(settings.key, "key")
+        authorities = _pem(settings.client_ca, "client_ca") if settings.client_ca else None
+        try:
+            # gRPC takes anything and then refuses every connection: OpenSSL says beforehand what is wrong.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
+            expiry_s = min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(chain)).timestamp()
+        except (ssl.SSLError, ValueError, OSError) as exc:
+            raise InvalidArgument(
+                f"tls: {settings.certificate} and {settings.key} cannot be used together: {exc}"
+            ) from exc
+        if authorities is not None:
+            try:
+                context.load_verify_locations(cadata=authorities.decode())
+            except (ssl.SSLError, ValueError) as exc:
+                raise InvalidArgument(
+                    f"tls.client_ca: {settings.client_ca} holds no certificates that can be used: {exc}"
+                ) from exc
+        self.expiry_s = expiry_s
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities)
+
+
+def _pem(file: str, name: str) -> bytes:
+    try:
+        data = Path(file).read_bytes()
+    except OSError as exc:
+        raise InvalidArgument(f"tls.{name}: {file} cannot be read: {exc.strerror}") from exc
+    if b"-----BEGIN " not in data:
+        raise InvalidArgument(f"tls.{name}: {file} is not a PEM file")
+    return data
