@@ -1,0 +1,216 @@
+"""The methods that stream: upserts read ahead, scans in pieces, work that tells how far it has come.
+
+Each is made no faster than its client takes it: gRPC asks for the next message when the one before has left, and a
+client that goes away ends the generator, which lets everything go.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from .. import request
+from ..api import Database
+from ..clock import Clock
+from ..errors import PermissionDenied, VecstoreError
+from ..record import NO_REQUEST
+from ..values import Point
+from ..wire.body import Body, unpack_body
+from ..wire.codec import read_ack
+from ..wire.v1 import store_pb2 as pb
+from . import caller
+from .deadline import write_left_s
+from .directory import Directory
+from .reply import pack_points, written_reply
+
+__all__ = ["pieces", "progress_of", "upserts"]
+
+PIECE_BYTES = 256 * 1024
+"""About what one message of a scan holds."""
+AHEAD_RECORDS = 2
+"""Records of a stream that are read and decoded while the one before them is committed."""
+_STEP_S = 0.2
+"""Progress is told about so often."""
+
+
+class _Ahead:
+    """What one thread made and another has not taken yet; bounded. Closed by who takes, it refuses more."""
+
+    def __init__(self, bound: int) -> None:
+        self._items: deque[Any] = deque()
+        self._bound = bound
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: Any) -> bool:
+        """Wait for room and add; False once it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._bound)
+            if self._closed:
+                return False
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def take(self) -> Any:
+        """Wait for an item and return it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items)
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Let go of who waits to add."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+_END = object()
+
+
+def _read_ahead(asked: Iterator[Any], ahead: _Ahead) -> None:
+    """Read and decode the requests of a stream until it ends, or one of them is no good."""
+    try:
+        for one in asked:
+            if not isinstance(one, pb.UpsertRequest):
+                ahead.put(one.error())
+                return
+            if not ahead.put((one, unpack_body(one.body))):
+                return
+        ahead.put(_END)
+    except VecstoreError as exc:
+        ahead.put(exc)
+    except Exception:  # noqa: BLE001  (gRPC ends the requests of a call that is over with a bare one)
+        ahead.put(_END)
+
+
+def upserts(
+    database: Database, directory: Directory, asked: Iterator[Any], context: grpc.ServicerContext, clock: Clock
+) -> Iterator[pb.Written]:
+    """Write the records of a stream in order; the next is read and decoded while one is committed.
+
+    Raises
+    ------
+    VecstoreError
+        Of the first record that failed; ``details["committed"]`` says how many points were committed before it.
+    """
+    ahead = _Ahead(AHEAD_RECORDS)
+    reader = threading.Thread(target=_read_ahead, args=(asked, ahead), name="vecstore-stream", daemon=True)
+    reader.start()
+    committed = 0
+    try:
+        while (item := ahead.take()) is not _END:
+            if isinstance(item, VecstoreError):
+                raise item
+            one, body = item
+            reply = _upsert(database, directory, one, body, context, clock)
+            committed += reply.count
+            yield reply
+    except VecstoreError as exc:
+        exc.details["committed"] = committed
+        raise
+    finally:
+        ahead.close()
+
+
+def _upsert(
+    database: Database,
+    directory: Directory,
+    one: pb.UpsertRequest,
+    body: Body,
+    context: grpc.ServicerContext,
+    clock: Clock,
+) -> pb.Written:
+    collection = directory.by_number(one.collection)
+    if not caller.current().may("write", directory.name_of(one.collection)):
+        raise PermissionDenied("the caller has no grant to write to this collection")
+    timeout_s = write_left_s(one.write, context, clock)
+    with request.use(one.write.request_id or NO_REQUEST):
+        written = collection.upsert(
+            body.ids, body.vectors, body.payloads, ack=read_ack(one.write.ack), timeout=timeout_s
+        )
+    return written_reply(written, database.position()[0])
+
+
+def pieces(
+    points: Iterator[Point], position: tuple[int, int], keys: bool | tuple[str, ...], with_vector: bool
+) -> Iterator[pb.PointsReply]:
+    """Pack the points of a scan into messages of about `PIECE_BYTES`.
+
+    How large payloads are is seen when they are packed: the first message is small, and each tells how many points the
+    next may have.
+    """
+    epoch, lsn = position
+    count = 64
+    taken: list[Point] = []
+    for point in points:
+        taken.append(point)
+        if len(taken) >= count:
+            reply = pb.PointsReply(epoch=epoch, lsn=lsn, points=pack_points(taken, keys, with_vector))
+            size, sent = reply.ByteSize(), len(taken)
+            count = min(4 * sent, max(1, sent * PIECE_BYTES // size))
+            taken = []
+            yield reply
+    if taken:
+        yield pb.PointsReply(epoch=epoch, lsn=lsn, points=pack_points(taken, keys, with_vector))
+
+
+class _Gone(Exception):
+    """Nobody waits for the work any more."""
+
+
+class _Progress:
+    """How far work in another thread has come."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.at = (0, 0)
+        self.ended = False
+        self.gone = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def step(self, done: int, total: int) -> None:
+        """Take note; raises where nobody waits any more."""
+        self.at = (done, total)
+        if self.gone:
+            raise _Gone
+
+    def run(self, work: Callable[[Callable[[int, int], None]], Any]) -> None:
+        """Do the work, and keep its result or error."""
+        try:
+            self.result = work(self.step)
+        except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
+            self.error = exc
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+
+
+def progress_of(work: Callable[[Callable[[int, int], None]], Any]) -> Iterator[tuple[int, int, Any]]:
+    """Do work in a thread of its own and yield how far it has come: done, total, and at the end its result."""
+    progress = _Progress()
+    thread = threading.Thread(target=progress.run, args=(work,), name="vecstore-progress", daemon=True)
+    thread.start()
+    try:
+        told = (0, 0)
+        while True:
+            with progress.changed:
+                ended = progress.changed.wait_for(lambda: progress.ended, _STEP_S)
+            if ended:
+                break
+            if progress.at != told:
+                told = progress.at
+                yield *told, None
+        if progress.error is not None:
+            raise progress.error
+        yield *progress.at, progress.result
+    finally:
+        progress.gone = True
