@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler
 __all__ = ["HTTPPort"]
 
 _IDLE_S_MAX = 5.0
+_POLL_S = 0.1
 _CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -44,7 +45,9 @@ class HTTPPort:
         connections_max: int,
     ) -> None:
         self._server = _Server(address, metrics, ready, connections_max)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="vecstore-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="vecstore-http", daemon=True
+        )
 
     @property
     def port(self) -> int:
@@ -98,7 +101,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().process_request(request, client_address)
 
     def service_actions(self) -> None:
-        """End what takes too long; called twice a second."""
+        """End what takes too long; called some times a second."""
         with self._lock:
             late_s = time.monotonic() - 2 * _IDLE_S_MAX
             for connection in [each for each, since_s in self._open.items() if since_s < late_s]:

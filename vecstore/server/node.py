@@ -15,7 +15,6 @@ import ipaddress
 import threading
 import time
 from collections.abc import Callable
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -26,12 +25,13 @@ from ..clock import SystemClock
 from ..errors import InvalidArgument, NotFound, Unavailable, VecstoreError
 from ..wire.methods import COLLECTIONS
 from . import log, reflection, trace
-from .admission import LaneLoad
+from .admission import Admission
 from .auth import Authenticator
 from .door import Door, Handlers
 from .health import Health
 from .http import HTTPPort
 from .metrics import ServerMetrics
+from .pool import Pool
 from .service import Service
 from .settings import Settings
 from .shadow import Shadow
@@ -42,6 +42,7 @@ __all__ = ["Node", "address_of"]
 _SETTLE_S = 0.2
 """After the last call in flight has ended: what clients sent before they were told to go elsewhere arrives in it."""
 _HANDSHAKE_S_MAX = 20
+_STOPPING = "the server is being stopped"
 _SEARCH = f"/{COLLECTIONS}/Search"
 
 
@@ -81,7 +82,10 @@ class Node:
         self.metrics = ServerMetrics(clock.wall_us, settings.server.region)
         self.metrics.watch_certificate(lambda: self._tls.expiry_s if self._tls is not None else None)
         self._health = Health()
-        self._pool = futures.ThreadPoolExecutor(16)
+        self._pool = Pool(
+            Admission(settings.limits, settings.store.search_thread_count()), clock, observer=self.metrics
+        )
+        self.metrics.watch_load(self._pool.load)
         self._handlers = Handlers()
         self._door = Door(self._passing(), "the server is starting: the store recovers")
         self._phase = "starting"
@@ -125,6 +129,9 @@ class Node:
         if self._http is not None:
             self._http.start()
         self._log.info("listening", grpc=self.grpc_address, http=self.http_address, tls=self._tls is not None)
+        if not self._auth.is_required:
+            reach = "everybody who reaches these addresses" if server.insecure else "this machine only"
+            self._log.warning("no authentication is configured", served=reach)
 
     def recover(self) -> None:
         """Open the store, and let calls through."""
@@ -132,7 +139,12 @@ class Node:
         database = self._open_store()
         self._database = database
         seen = database if self.tracing is None else self.tracing.traced(database)
-        service = Service(seen, region=self.settings.server.region, role=self._role)
+        service = Service(
+            seen,
+            region=self.settings.server.region,
+            role=self._role,
+            message_bytes_max=self.settings.server.message_bytes_max,
+        )
         handlers = service.handlers()
         if self.settings.metrics.recall_every:
             self._shadow = Shadow(self.settings.metrics, _finder(database), self._is_busy)
@@ -161,7 +173,8 @@ class Node:
         within_s = self.settings.server.drain_s if within_s is None else within_s
         self._phase = "draining"
         self._health.stopping()
-        self._door.close("the server is being stopped")
+        self._door.close(_STOPPING)
+        self._pool.stop_taking(_STOPPING)
         if self._server is not None:
             self._end_calls(within_s)
         self._close()
@@ -188,6 +201,7 @@ class Node:
             if self._database is not None:
                 self._database.close()
         finally:
+            self._pool.shutdown(wait=False)
             self._door.shutdown()
             self._health.shutdown()
             if self._http is not None:
@@ -242,18 +256,15 @@ class Node:
         found = [self._health.handler()]
         return [*found, *reflection.handlers()] if self.settings.server.reflection else found
 
-    def _load(self) -> dict[str, LaneLoad]:
-        return {}
-
     def _reloads(self) -> list[tuple[str, Callable[[], None]]]:
         found = [("tokens", self._auth.reload)]
         return [*found, ("certificates", self._tls.reload)] if self._tls is not None else found
 
     def _in_flight(self) -> int:
-        return sum(one.in_flight + one.queued for one in self._load().values())
+        return sum(one.in_flight + one.queued for one in self._pool.load().values())
 
     def _is_busy(self) -> bool:
-        return any(one.queued for one in self._load().values())
+        return any(one.queued for one in self._pool.load().values())
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
