@@ -38,6 +38,7 @@ __all__ = [
     "encode_json",
     "id_key",
     "key_id",
+    "lineage_chain",
     "log_key",
     "log_key_lsn",
     "next_chain",
@@ -249,6 +250,11 @@ def log_key_lsn(key: bytes) -> tuple[int, int]:
 def chain_seed(lineage: bytes) -> bytes:
     """Return chain(0) of a lineage."""
     return xxhash.xxh3_128_digest(b"vecstore chain\0" + lineage)
+
+
+def lineage_chain(lineage: bytes, source: bytes, lsn: int, chain: bytes) -> bytes:
+    """Return the chain at an LSN of a lineage that begins there, as a copy of another one with its chain."""
+    return xxhash.xxh3_128_digest(b"vecstore restore\0" + lineage + source + _U64.pack(lsn) + chain)
 
 
 def next_chain(chain: bytes, header: bytes, parts: Sequence[Bytes]) -> bytes:

@@ -25,6 +25,7 @@ DROPPED = b"dropped/"
 EPOCH = b"epoch/"
 CHAIN = b"chain/"
 CHECKPOINT = b"checkpoint/"
+SLOT = b"slot/"
 
 
 def numbered(prefix: bytes, number: int) -> bytes:

@@ -4,6 +4,7 @@
 
     DIR/vecstore.json        format file: magic and version; written last, so where it stands the folder is complete
     DIR/vecstore.creating    marker: a creation began here; gone once the format file is durable
+    DIR/vecstore.restoring   marker: a restore began here; gone once the format file is durable
     DIR/lock                 flock of the process that writes, its pid inside
     DIR/identity.json        store_id, and the inode of the folder that it was minted for
     DIR/rocks/               RocksDB
@@ -51,11 +52,13 @@ from ..errors import (
     VecstoreError,
 )
 
-__all__ = ["FORMAT_VERSION", "StoreDirectory"]
+__all__ = ["FORMAT_VERSION", "RESTORING_FILE", "StoreDirectory", "complete", "is_store"]
 
 FORMAT_VERSION = 1
 _FORMAT_FILE = "vecstore.json"
 _MARKER_FILE = "vecstore.creating"
+RESTORING_FILE = "vecstore.restoring"
+"""Marks a folder in which a restore is under way, or was cut short: no store yet."""
 _LOCK_FILE = "lock"
 _IDENTITY_FILE = "identity.json"
 _MAGIC = "vecstore"
@@ -160,6 +163,22 @@ class StoreDirectory:
             raise
 
 
+def is_store(path: str) -> bool:
+    """Return whether a folder has the format file of a store."""
+    return os.path.lexists(os.path.join(path, _FORMAT_FILE))
+
+
+def complete(path: str) -> None:
+    """Make a store of a folder that a restore has filled: its parts are durable, now its format file is, too."""
+    for name in _FOLDERS:
+        _make_folders(os.path.join(path, name))
+        _sync_folder(os.path.join(path, name))
+    _sync_folder(path)
+    _write_durably(path, _FORMAT_FILE, {"magic": _MAGIC, "version": FORMAT_VERSION})
+    os.unlink(os.path.join(path, RESTORING_FILE))
+    _sync_folder(path)
+
+
 def _leave_to_parent() -> None:
     """Close the locks' descriptors in a forked child: the kernel frees a lock only when its last copy is closed."""
     for directory in list(_held):
@@ -199,6 +218,11 @@ def _is_store(path: str) -> bool:
         _check_format(path)
         return True
     names = os.listdir(path)
+    if RESTORING_FILE in names:
+        raise InvalidArgument(
+            f"path: a restore into {path} was cut short, or is under way; this is no store yet",
+            hint="run the restore again, or remove the folder",
+        )
     if names and not _is_marked(path):
         raise InvalidArgument(
             f"path: {path} is not a store, and not empty (it holds {min(names)!r}); it was left untouched",

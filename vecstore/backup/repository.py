@@ -1,0 +1,324 @@
+"""A repository: a folder, or a prefix of a bucket, that holds snapshots and archives. The only module with obstore.
+
+Objects are written whole or not at all. Those named by their content may be written twice, with the same bytes; all
+others are create-only, but for the two that say who is at work (`pending`, `pruning`). On a local disk every object
+is synced, and so are the folders that it is in, before a call returns.
+
+Errors are vecstore's: `NotFound`, `PermissionDenied`, `Exhausted` (the disk is full) and, for all that may pass,
+`Unavailable`. Object stores' own errors 429 and 5xx and broken connections are tried again with back-off, for up to
+`RETRY_S_MAX`. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..errors import (
+    AlreadyExists,
+    Damaged,
+    EngineMissing,
+    Exhausted,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    VecstoreError,
+)
+from . import layout
+
+try:
+    import obstore
+    from obstore import exceptions, store
+except ImportError as exc:
+    raise EngineMissing(
+        f"repositories need {exc.name}, which is not installed", hint="pip install 'vecstore-db[backup]'"
+    ) from exc
+
+__all__ = ["Repository", "Stored", "is_repository"]
+
+REPOSITORY_VERSION = 1
+RETRY_S_MAX = 60.0
+RETRIES_MAX = 10
+PART_BYTES = 8 << 20
+PARTS_AT_ONCE = 4
+READ_BYTES = 4 << 20
+REMOVE_NAMES_MAX = 1_000
+
+_MAGIC = "vecstore repository"
+_SCHEMES = ("s3", "gs", "az")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a listing says of an object: its bytes, and when it was written by the repository's own clock."""
+
+    size: int
+    modified_us: int
+
+
+class Repository:
+    """An open repository.
+
+    Attributes
+    ----------
+    where
+        As it was given, without a fragment.
+    lineage, branch
+        What the fragment asked for, as in ``REPO#LINEAGE/EPOCH-WRITER``; empty where it did not.
+    """
+
+    def __init__(self, where: str, *, create: bool = False) -> None:
+        self.where, self.lineage, self.branch = layout.split_where(_checked(where))
+        self._folder = _local_folder(self.where)
+        self._synced: set[str] = set()
+        self._lock = threading.Lock()
+        if self._folder is not None and not os.path.isdir(self._folder):
+            if not create:
+                raise NotFound(f"repository: there is none at {self.where}", hint="a snapshot makes one")
+            _make_folder(self._folder)
+        with self._mapped(self.where):
+            self._store: Any = _opened(self.where, self._folder)
+        self._check_marker(create)
+
+    def __repr__(self) -> str:
+        return f"<Repository {self.where!r}>"
+
+    def _check_marker(self, create: bool) -> None:
+        try:
+            data = self.read(layout.MARKER)
+        except NotFound:
+            if not create:
+                raise NotFound(f"repository: {self.where} is not a repository of vecstore") from None
+            self._make_marker()
+            return
+        try:
+            found = msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.MsgspecError as exc:
+            raise Damaged(f"repository: {layout.MARKER} of {self.where} cannot be read: {exc}") from exc
+        if found.get("magic") != _MAGIC:
+            raise InvalidArgument(f"repository: {layout.MARKER} of {self.where} is not vecstore's")
+        if found.get("version") != REPOSITORY_VERSION:
+            raise InvalidArgument(
+                f"repository: {self.where} is of version {found.get('version')}, this vecstore knows "
+                f"{REPOSITORY_VERSION}",
+                hint="use a newer vecstore",
+            )
+
+    def _make_marker(self) -> None:
+        for name in self.names(""):
+            raise InvalidArgument(
+                f"repository: {self.where} is not a repository, and not empty: it holds {name!r}",
+                hint="give an empty or new folder or prefix",
+            )
+        marker = msgspec.json.encode({"magic": _MAGIC, "version": REPOSITORY_VERSION})
+        try:
+            self.create(layout.MARKER, marker)
+        except AlreadyExists:
+            self._check_marker(create=False)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def names(self, prefix: str) -> dict[str, Stored]:
+        """Return all objects below a prefix, which ends with a slash, by name, sorted."""
+        found: dict[str, Stored] = {}
+        with self._mapped(prefix or self.where):
+            for page in obstore.list(self._store, prefix or None, chunk_size=1_000):
+                for meta in page:
+                    modified_us = int(meta["last_modified"].timestamp() * 1e6)
+                    found[meta["path"]] = Stored(meta["size"], modified_us)
+        return dict(sorted(found.items()))
+
+    def stat(self, name: str) -> Stored:
+        """Return what is known of one object."""
+        with self._mapped(name):
+            meta = obstore.head(self._store, name)
+            return Stored(meta["size"], int(meta["last_modified"].timestamp() * 1e6))
+
+    def read(self, name: str) -> bytes:
+        """Return an object's bytes."""
+        with self._mapped(name):
+            return bytes(obstore.get(self._store, name).bytes())
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """Yield an object's bytes in pieces."""
+        with self._mapped(name):
+            pieces = obstore.get(self._store, name).stream(min_chunk_size=READ_BYTES)
+        while True:
+            with self._mapped(name):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield bytes(piece)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object that must not exist; one that exists with the same bytes counts as written.
+
+        Raises
+        ------
+        AlreadyExists
+            Another one has the name.
+        """
+        try:
+            with self._mapped(name):
+                obstore.put(self._store, name, data, mode="create")
+        except AlreadyExists:
+            # A try whose answer was lost is tried again, and meets itself.
+            if self.read(name) != data:
+                raise
+        self._sync(name)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write an object, over an older one if there is one."""
+        with self._mapped(name):
+            obstore.put(self._store, name, data, use_multipart=False)
+        self._sync(name)
+
+    def put(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Write a large object piece by piece, in bounded memory."""
+        with self._mapped(name):
+            obstore.put(self._store, name, iter(pieces), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        self._sync(name)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are gone already count as removed."""
+        pending = list(names)
+        for start in range(0, len(pending), REMOVE_NAMES_MAX):
+            for name in pending[start : start + REMOVE_NAMES_MAX]:
+                try:
+                    with self._mapped(name):
+                        obstore.delete(self._store, name)
+                except NotFound:
+                    continue
+
+    # -- the local disk ----------------------------------------------------------------------------------------------
+
+    def _sync(self, name: str) -> None:
+        """Make a new object durable on a local disk, and the folders on the way to it."""
+        if self._folder is None:
+            return
+        try:
+            path = os.path.join(self._folder, name)
+            _sync_path(path)
+            folder = os.path.dirname(path)
+            _sync_path(folder)
+            while folder != self._folder:
+                parent = os.path.dirname(folder)
+                with self._lock:
+                    known = folder in self._synced
+                    self._synced.add(folder)
+                if known:
+                    return
+                _sync_path(parent)
+                folder = parent
+        except OSError as exc:
+            raise _of_system(exc, name) from exc
+
+    @contextmanager
+    def _mapped(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except VecstoreError:
+            raise
+        except OSError as exc:
+            raise _of_system(exc, name) from exc
+        except exceptions.BaseError as exc:
+            raise _foreign(exc, name) from exc
+
+
+def is_repository(where: str) -> bool:
+    """Return whether a place is a repository and not a store: a URL, or a folder with the marker."""
+    place = layout.split_where(where)[0]
+    if "://" in place and urlsplit(place).scheme in (*_SCHEMES, "file"):
+        return True
+    return os.path.isfile(os.path.join(place, layout.MARKER))
+
+
+def _checked(where: object) -> str:
+    if not isinstance(where, str | os.PathLike) or not os.fspath(where):
+        raise InvalidArgument(f"repository: {where!r} given; allowed is a path, or a URL of s3, gs or az")
+    return str(os.fspath(where))
+
+
+def _local_folder(where: str) -> str | None:
+    """Return the folder of a local repository; None for a bucket."""
+    if "://" not in where:
+        return os.path.abspath(where)
+    parts = urlsplit(where)
+    if parts.scheme == "file":
+        return os.path.abspath(parts.path)
+    if parts.scheme not in _SCHEMES:
+        raise InvalidArgument(
+            f"repository: {where!r} given; allowed is a path, or a URL that begins with {', '.join(_SCHEMES)} or file"
+        )
+    return None
+
+
+def _opened(where: str, folder: str | None) -> Any:
+    if folder is not None:
+        return store.LocalStore(folder)
+    return store.from_url(
+        where,
+        client_options={
+            "timeout": timedelta(seconds=60),
+            "connect_timeout": timedelta(seconds=10),
+            # Options given here replace those of the environment: an endpoint of one's own may be without TLS.
+            "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
+        },
+        retry_config={
+            "max_retries": RETRIES_MAX,
+            "retry_timeout": timedelta(seconds=RETRY_S_MAX),
+            "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
+        },
+    )
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+        _sync_path(path)
+        _sync_path(os.path.dirname(path))
+    except OSError as exc:
+        raise _of_system(exc, path) from exc
+
+
+def _sync_path(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _of_system(exc: OSError, name: str) -> VecstoreError:
+    if isinstance(exc, FileNotFoundError):
+        return NotFound(f"repository: {name} is not there", details={"object": name})
+    return _foreign(exc, name)
+
+
+def _foreign(exc: Exception, name: str) -> VecstoreError:
+    """Return our error for one of obstore's, told apart by class, and by words where it has none."""
+    text = str(exc).split("\n\nDebug source")[0].strip()
+    message, details = f"repository: {name}: {text}", {"object": name}
+    if isinstance(exc, exceptions.AlreadyExistsError):
+        return AlreadyExists(message, details=details)
+    if isinstance(exc, exceptions.NotFoundError):
+        return NotFound(message, details=details)
+    if isinstance(exc, exceptions.UnauthenticatedError):
+        return Unauthenticated(message, details=details)
+    if isinstance(exc, exceptions.PermissionDeniedError | PermissionError) or "os error 13" in text:
+        return PermissionDenied(message, details=details)
+    if "os error 28" in text or "No space left" in text or "os error 122" in text:
+        return Exhausted(message, details={**details, "limit": "disk of the repository"})
+    return Unavailable(message, details=details)

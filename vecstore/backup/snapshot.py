@@ -1,0 +1,113 @@
+"""Writing a snapshot: from files that stand still to a manifest in the repository.
+
+The files come from the engine, which has linked them into a folder at one LSN. What the repository has already is not
+uploaded again; the manifest comes last, so a snapshot is there wholly or not at all. What one that failed has uploaded
+serves the next try, or is pruned.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..storage.catalog import Epoch
+from . import layout
+from .exclusion import pending
+from .manifest import Manifest, SnapshotFile, StoredCollection, encode
+from .repository import Repository
+from .transfer import Progress, Throttle, check_file, upload
+
+__all__ = ["Checks", "Source", "write_snapshot"]
+
+Checks = MutableMapping[tuple[int, int, int], str]
+"""Hashes of files that never change, by inode, bytes and time of change: a second snapshot need not read them again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A state that stands still.
+
+    Attributes
+    ----------
+    folder
+        Holds its files, below ``rocks/`` and ``index/``.
+    checkpoint
+        The file in ``index/`` that names all others there: name, bytes, xxh3_128.
+    collections
+        By name: id, digest (hex), live points.
+    """
+
+    folder: str
+    lineage: bytes
+    epochs: list[Epoch]
+    lsn: int
+    epoch: int
+    chain: bytes
+    log_bytes: int
+    commit_time_us: int
+    wall_time_us: int
+    checkpoint: tuple[str, int, str]
+    collections: Mapping[str, tuple[int, str, int]]
+    config: dict[str, Any]
+    written_by: str
+
+
+def write_snapshot(
+    repository: Repository,
+    source: Source,
+    checks: Checks,
+    throttle: Throttle,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Upload what is new of a state, then its manifest; return that."""
+    lineage = source.lineage.hex()
+    snapshot = f"{source.lsn:020d}-{secrets.token_hex(4)}"
+    with pending(repository, lineage, snapshot):
+        files = _files(source.folder, checks)
+        there = repository.names(f"{layout.OBJECTS}/")
+        new: dict[str, tuple[str, SnapshotFile]] = {}
+        for path, file in files:
+            if file.object not in there or there[file.object].size != file.size:
+                new[file.object] = (path, file)
+        upload(repository, list(new.values()), throttle, progress)
+        manifest = Manifest(
+            id=snapshot,
+            lineage=lineage,
+            epochs=source.epochs,
+            lsn=source.lsn,
+            epoch=source.epoch,
+            chain=source.chain.hex(),
+            log_bytes=source.log_bytes,
+            commit_time_us=source.commit_time_us,
+            wall_time_us=source.wall_time_us,
+            collections=[
+                StoredCollection(number, name, digest, points)
+                for name, (number, digest, points) in sorted(source.collections.items())
+            ],
+            files=[file for _, file in files],
+            checkpoint=source.checkpoint,
+            bytes_new=sum(file.size for _, file in new.values()),
+            config=source.config,
+            written_by=source.written_by,
+        )
+        repository.create(layout.manifest_name(lineage, snapshot), encode(manifest))
+    return manifest
+
+
+def _files(folder: str, checks: Checks) -> list[tuple[str, SnapshotFile]]:
+    """Return path and description of every file, in order of their names."""
+    found = []
+    for part in ("index", "rocks"):
+        for name in sorted(os.listdir(os.path.join(folder, part))):
+            path = os.path.join(folder, part, name)
+            stat = os.stat(path)
+            key = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            check = checks.get(key)
+            if check is None:
+                _, check = check_file(path)
+                checks[key] = check
+            found.append((path, SnapshotFile(f"{part}/{name}", stat.st_size, check)))
+    return found
