@@ -180,10 +180,10 @@ class Service:
             made = self._database.create_collection(
                 asked.name,
                 asked.dim,
-                metric=asked.metric,  # type: ignore[arg-type]
+                metric=asked.metric or "cosine",  # type: ignore[arg-type]
                 fields=fields,
-                index=asked.index,
-                shards=asked.shards,
+                index=asked.index or "auto",
+                shards=asked.shards or 1,
                 metadata=read_object(asked.metadata, "metadata") if asked.metadata else None,
                 exist_ok=asked.exist_ok,
             )
