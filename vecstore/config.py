@@ -37,6 +37,8 @@ FIELDS_INFERRED_MAX = 64
 SHARDS_MAX = 64
 RECALL_DEFAULT = 0.95
 TOKEN_CHAIN_BYTES = 8
+WRITE_TIMEOUT_S_MAX = 300.0
+"""A write may ask a server for so long at most: half the time for which its request id is remembered."""
 
 # -- the log ---------------------------------------------------------------------------------------------------------
 LOG_CHUNK_BYTES = 64 * KIB
@@ -55,6 +57,7 @@ DEAD_SHARE_MAX = 0.30
 assert PAYLOAD_BYTES_MAX < RECORD_BYTES_MAX
 assert DIM_MAX * 4 < RECORD_BYTES_MAX, "one point must fit a record"
 assert SMALL_SEGMENT_ROWS_MAX % EXTENT_ROWS == 0
+assert WRITE_TIMEOUT_S_MAX <= REQUEST_WINDOW_S / 2, "a write that is sent again must still be known"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

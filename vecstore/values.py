@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .filters import Condition
 
 __all__ = [
+    "TLS",
     "Ack",
     "ArrowStream",
     "FieldType",
@@ -29,7 +30,6 @@ __all__ = [
     "Point",
     "SearchBatch",
     "Snapshot",
-    "TLS",
     "Written",
 ]
 
