@@ -83,9 +83,25 @@ class Ticket(Call):
         Since when the client is waited for, to send and to take; `inf` while it is not.
     owed
         Replies that the client of a stream is owed.
+    trace
+        What it says of the trace that it belongs to.
+    touches
+        Names of the collections that it is about, as far as they were looked up.
     """
 
-    __slots__ = ("aside", "entered_s", "error", "event", "in_since_s", "method", "out_since_s", "owed", "trace", "who")
+    __slots__ = (
+        "aside",
+        "entered_s",
+        "error",
+        "event",
+        "in_since_s",
+        "method",
+        "out_since_s",
+        "owed",
+        "touches",
+        "trace",
+        "who",
+    )
 
     def __init__(self, kind: Kind, method: str, who: Caller | None) -> None:
         super().__init__(kind, who.name if who is not None else "")
@@ -99,6 +115,7 @@ class Ticket(Call):
         self.out_since_s = inf
         self.owed = 0
         self.trace: Any = None
+        self.touches: list[str] = []
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("vecstore_ticket", default=None)
