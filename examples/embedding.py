@@ -13,6 +13,7 @@ import importlib
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,30 @@ import numpy.typing as npt
 __all__ = ["Embed", "hashing", "load"]
 
 Embed = Callable[[list[str]], Any]
-DIM = 512
+DIM = 1024
+COMMON_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are as at be but by can do does for from had has have how i if in is it its no not of on or so than that "
+        "the their then there these this to was what when where which who will with you your",
+    )
+)
 
 
 def hashing(texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return vectors of shape (n, 512) of words and their parts of three letters, hashed with a sign, of length 1."""
+    """Return vectors of shape (n, 1024) of words and their parts of three letters, hashed with a sign, of length 1."""
     vectors = np.zeros((len(texts), DIM), np.float32)
     for vector, text in zip(vectors, texts, strict=True):
+        counts: Counter[str] = Counter()
         for word in re.findall(r"\w+", text.lower()):
-            framed = f"<{word}>"
-            parts = [framed, *(framed[i : i + 3] for i in range(len(framed) - 2))]
-            for part in parts:
-                code = zlib.crc32(part.encode())
-                # A whole word says more than one of its parts. The sign lets collisions cancel out instead of add up.
-                vector[code % DIM] += (1.0 if code >> 31 else -1.0) * (2.0 if part == framed else 1.0)
+            if word not in COMMON_WORDS:
+                framed = f"<{word}>"
+                counts[framed] += 4  # a whole word says more than one of its parts
+                counts.update(framed[i : i + 3] for i in range(len(framed) - 2))
+        for part, count in counts.items():
+            code = zlib.crc32(part.encode())
+            # The sign lets collisions cancel out instead of add up.
+            vector[code % DIM] += (1.0 if code >> 31 else -1.0) * count**0.5
         length = float(np.linalg.norm(vector))
         if length == 0.0:
             vector[0] = length = 1.0  # a text without words is like no other; a vector of zeros has no direction
