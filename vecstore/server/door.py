@@ -1,8 +1,8 @@
 """The door: the first of the server's interceptors. It is open while the store is served, and only then.
 
 Closed, it refuses each call with a retryable `Unavailable` before anything else looks at it: while the store recovers,
-and once the server was told to stop. Health and reflection pass at all times, straight to their own handlers. What
-stands behind the door may come later: `Handlers` are those of a service that does not exist yet.
+and once the server was told to stop. Health passes at all times, straight to its own handlers. Open, it hands each call
+to the guard. Both the guard and the handlers may be made after the server began to listen.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import grpc
 
 from ..errors import Unavailable
 from ..wire.status import trailers
+from . import health
 
 __all__ = ["Door", "Handlers"]
 
-_PASSING = "/grpc."
-"""What gRPC itself specifies: health and reflection."""
+_HEALTH = f"/{health.NAME}/"
 
 
 class Door(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -27,20 +27,22 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
 
     Parameters
     ----------
-    passing
-        Handlers of what passes at all times; nobody else looks at it.
+    health
+        What asks for health is handed to; nobody else looks at it.
     why
         What callers are told while it is closed.
     """
 
-    def __init__(self, passing: Sequence[grpc.GenericRpcHandler], why: str) -> None:
-        self._passing = passing
+    def __init__(self, health: grpc.GenericRpcHandler, why: str) -> None:
+        self._health = health
+        self._guard: Any = None
         # Refusals must not wait behind calls that are being worked on.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecstore-door")
         self._refusal: Any = self._refusing(why)
 
-    def open(self) -> None:
-        """Let calls pass."""
+    def open(self, guard: grpc.ServerInterceptor) -> None:
+        """Hand calls to the guard from now on."""
+        self._guard = guard
         self._refusal = None
 
     def close(self, why: str) -> None:
@@ -53,10 +55,12 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the handler of a call: the service's own, or the refusal."""
-        if handler_call_details.method.startswith(_PASSING):
-            return next(filter(None, (one.service(handler_call_details) for one in self._passing)), None)
+        if handler_call_details.method.startswith(_HEALTH):
+            return self._health.service(handler_call_details)
         refusal = self._refusal
-        return continuation(handler_call_details) if refusal is None else refusal
+        if refusal is not None:
+            return refusal
+        return self._guard.intercept_service(continuation, handler_call_details)
 
     def _refusing(self, why: str) -> Any:
         code, text, metadata = trailers(Unavailable(why))

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
+from ..errors import Unavailable
+
 __all__ = ["HTTPPort"]
 
 _IDLE_S_MAX = 5.0
@@ -35,6 +37,11 @@ class HTTPPort:
         Says whether calls are taken, and if not, why.
     connections_max
         Connections at a time.
+
+    Raises
+    ------
+    Unavailable
+        The port cannot be had.
     """
 
     def __init__(
@@ -44,7 +51,11 @@ class HTTPPort:
         ready: Callable[[], tuple[bool, str]],
         connections_max: int,
     ) -> None:
-        self._server = _Server(address, metrics, ready, connections_max)
+        try:
+            self._server = _Server(address, metrics, ready, connections_max)
+        except OSError as exc:
+            host, port = address
+            raise Unavailable(f"http: {host}:{port} cannot be listened on: {exc.strerror}") from exc
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_S,), name="vecstore-http", daemon=True
         )
@@ -60,7 +71,8 @@ class HTTPPort:
 
     def close(self) -> None:
         """End every connection and let the port go."""
-        self._server.shutdown()
+        if self._thread.is_alive():
+            self._server.shutdown()
         self._server.end_all()
         self._server.server_close()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from . import log, reflection, trace
 from .admission import Admission
 from .auth import Authenticator
 from .door import Door, Handlers
+from .guard import Guard
 from .health import Health
 from .http import HTTPPort
 from .metrics import ServerMetrics
@@ -87,7 +89,7 @@ class Node:
         )
         self.metrics.watch_load(self._pool.load)
         self._handlers = Handlers()
-        self._door = Door(self._passing(), "the server is starting: the store recovers")
+        self._door = Door(self._health.handler(), "the server is starting: the store recovers")
         self._phase = "starting"
         self._database: Database | None = None
         self._shadow: Shadow | None = None
@@ -151,10 +153,12 @@ class Node:
             self._shadow.start()
             self.metrics.watch_recall(self._shadow.report)
             handlers = [_Offering(handler, self._shadow) for handler in handlers]
+        if self.settings.server.reflection:
+            handlers += reflection.handlers()
         self._handlers.set(handlers)
         self.metrics.ready(database.status)
         self._phase = "serving"
-        self._door.open()
+        self._door.open(self._guard(service))
         self._health.serving()
         epoch, lsn = database.position()
         took_s = round(time.monotonic() - start_s, 3)
@@ -252,10 +256,6 @@ class Node:
     def _role(self) -> str:
         return str(self.database.status()["role"])
 
-    def _passing(self) -> list[grpc.GenericRpcHandler]:
-        found = [self._health.handler()]
-        return [*found, *reflection.handlers()] if self.settings.server.reflection else found
-
     def _reloads(self) -> list[tuple[str, Callable[[], None]]]:
         found = [("tokens", self._auth.reload)]
         return [*found, ("certificates", self._tls.reload)] if self._tls is not None else found
@@ -273,7 +273,8 @@ class Node:
         from .. import open as open_store
 
         server = self.settings.server
-        return open_store(server.data, device=server.device, config=msgspec.structs.asdict(self.settings.store))
+        options = msgspec.structs.asdict(self.settings.store)
+        return open_store(os.path.abspath(server.data), device=server.device, config=options)
 
     def _grpc_server(self) -> Any:
         server = self.settings.server
@@ -296,6 +297,18 @@ class Node:
                 ("grpc.max_connection_age_grace_ms", round(server.drain_s * 1000)),
             ]
         return grpc.server(self._pool, [self._handlers], [self._door], options)
+
+    def _guard(self, service: Service) -> Guard:
+        # As the store was opened, and as the system calls it.
+        data = os.path.abspath(self.settings.server.data)
+        return Guard(
+            self._pool,
+            self._auth,
+            served=service,
+            observer=self.metrics,
+            spans=self.tracing,
+            hidden=(data, os.path.realpath(data)),
+        )
 
     def _bind(self, host: str, port: int) -> int:
         address = _joined(host, port)

@@ -1,0 +1,186 @@
+"""A server as a process: what it says, how it starts, how it refuses to, how it comes back after kill -9."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+
+import vecstore
+from tests.support.serve import TIMEOUT_S, call, filled, health, points, process
+from vecstore.wire.methods import SERVICES
+from vecstore.wire.v1 import store_pb2 as pb
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `vecstore` to its end."""
+    command = [sys.executable, "-m", "vecstore.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+
+
+def test_a_server_from_start_to_end(tmp_path: Path) -> None:
+    """The ready line names ports that answer, health is SERVING for each service, SIGTERM ends it with exit code 0."""
+    with process(tmp_path / "store", "--region", "north") as served, served.channel() as channel:
+        assert int(served.grpc.rpartition(":")[2]) > 0
+        assert [health(channel, service) for service in ("", *SERVICES)] == ["SERVING"] * 3
+        assert served.get("/healthz") == (200, "alive\n")
+        assert served.get("/readyz") == (200, "serving\n")
+        described = call(channel, "Describe", pb.DescribeRequest())
+        assert (described.region, described.version) == ("north", vecstore.__version__)
+        number = filled(channel)
+        assert call(channel, "Count", pb.CountRequest(collection=number)).count == 10
+        assert served.end() == 0
+    with vecstore.open(str(tmp_path / "store")) as database:
+        assert database.collection("docs").count() == 10
+        assert database.verify()["ok"] is True
+
+
+def test_what_it_logs_is_json(tmp_path: Path) -> None:
+    """Each line of the log is an object with time, level and event; a server that asks nobody who it is says so."""
+    with process(tmp_path / "store") as served:
+        assert served.end(signal.SIGINT) == 0
+    events = served.events()
+    assert all({"time", "level", "event"} <= set(event) for event in events)
+    names = [event["event"] for event in events]
+    order = ["listening", "no authentication is configured", "serving", "draining", "drained", "closed"]
+    assert [name for name in names if name in order] == order
+    assert events[names.index("listening")]["grpc"] == served.grpc
+
+
+def test_kill_and_restart_on_the_same_port(tmp_path: Path) -> None:
+    """After kill -9 the next server on the same port has all that was acknowledged, and the same connection goes on."""
+    with process(tmp_path / "store") as served:
+        with served.channel() as channel:
+            number = filled(channel, count=0)
+            token = call(channel, "Upsert", points(number, range(100))).token
+        assert served.end(signal.SIGKILL) == -signal.SIGKILL
+    with process(tmp_path / "store", "--listen", served.grpc) as again, again.channel() as channel:
+        assert again.grpc == served.grpc
+        assert call(channel, "Count", pb.CountRequest(collection=number, after=token)).count == 100
+        assert again.end() == 0
+
+
+def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    """Another server on a store that is served ends with exit code 1, naming the process that has it."""
+    with process(tmp_path / "store") as served:
+        done = run("serve", "--data", str(tmp_path / "store"), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert str(served.process.pid) in last
+        assert "Traceback" not in done.stderr
+        with served.channel() as channel:
+            assert health(channel) == "SERVING"
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    """Two servers never share a port: the second one ends with exit code 1 and leaves its store alone."""
+    with process(tmp_path / "first") as served:
+        for option, taken in (("--listen", served.grpc), ("--http", served.http)):
+            other = {"--listen": "127.0.0.1:0", "--http": "127.0.0.1:0", option: taken}
+            done = run("serve", "--data", str(tmp_path / "second"), *(part for pair in other.items() for part in pair))
+            assert done.returncode == 1
+            assert taken in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_bad_configuration_is_refused(tmp_path: Path) -> None:
+    """Exit code 2 and one line that names the place, the option and its value; no store is made."""
+    config, store = tmp_path / "server.toml", tmp_path / "store"
+    config.write_text("[server]\ndrain_s = 'soon'\n")
+    done = run("serve", "--data", str(store), "--config", str(config))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for word in (str(config), "server.drain_s", "float", "'soon'"):
+        assert word in line
+    assert not store.exists()
+
+
+def test_without_data_it_says_what_to_give() -> None:
+    """The directory has no default; with --json the refusal is an object on stdout, too."""
+    done = run("serve", "--json")
+    assert done.returncode == 2
+    assert "--data" in done.stderr
+    assert "server.data" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_insecure_listens_everywhere(tmp_path: Path) -> None:
+    """With --insecure it listens on all addresses, and the log warns of it."""
+    with process(tmp_path / "store", "--listen", "0.0.0.0:0", "--insecure") as served, served.channel() as channel:
+        assert served.grpc.startswith("0.0.0.0:")
+        assert health(channel) == "SERVING"
+        (warning,) = [event for event in served.events() if event["level"] == "warning"]
+        assert "everybody" in warning["served"]
+
+
+def reflected(channel: grpc.Channel, name: str) -> list[str]:
+    """Return the services that reflection lists."""
+    stub = channel.stream_stream(
+        f"/grpc.reflection.{name}.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )
+    (answer,) = stub(iter([ServerReflectionRequest(list_services="*")]), timeout=TIMEOUT_S)
+    return [service.name for service in answer.list_services_response.service]
+
+
+def test_reflection_can_be_turned_off(tmp_path: Path) -> None:
+    """Reflection lists the services under both of its names; turned off, there is no such service."""
+    with process(tmp_path / "on") as served, served.channel() as channel:
+        for name in ("v1", "v1alpha"):
+            assert set(SERVICES) < set(reflected(channel, name))
+    off = {"VECSTORE_SERVER_REFLECTION": "false"}
+    with process(tmp_path / "off", environment=off) as served, served.channel() as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            reflected(channel, "v1")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_store_that_does_not_open_is_one_line(tmp_path: Path) -> None:
+    """What keeps a store from opening is an error with exit code 1, not a traceback."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "notes.txt").write_text("mine")
+    done = run("serve", "--data", str(tmp_path / "store"), "--listen", "127.0.0.1:0", "--http", "")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_message_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    """A request above the limit gets RESOURCE_EXHAUSTED, and the connection serves the next call."""
+    with process(tmp_path / "store") as served, served.channel() as channel:
+        number = filled(channel, count=0)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "Upsert", pb.UpsertRequest(collection=number, body=bytes(37 << 20)))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert call(channel, "Count", pb.CountRequest(collection=number)).count == 0
+
+
+def answers(address: str, data: bytes) -> bytes:
+    """Return all that is answered to some bytes until the other side ends the connection."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
+        connection.sendall(data)
+        found = b""
+        while part := connection.recv(4_096):
+            found += part
+        return found
+
+
+def test_nonsense_on_the_ports_hurts_nobody(tmp_path: Path) -> None:
+    """Bytes that are neither gRPC nor HTTP end their connection; others are served on."""
+    with process(tmp_path / "store") as served, served.channel() as channel:
+        for address in (served.grpc, served.http):
+            answers(address, b"\x00\xff" * 200 + b"\r\n\r\n")
+        answers(served.http, b"GET /" + b"a" * 100_000 + b" HTTP/1.0\r\n\r\n")
+        assert served.get("/nothing")[0] == 404
+        assert health(channel) == "SERVING"
