@@ -27,6 +27,7 @@ _COMMANDS = {
     "verify": ("operate", "Recompute chain and digests from the bytes; fails where something is damaged."),
     "serve": ("serve", "Serve a store to clients over gRPC."),
     "config": ("config", "Print the configuration of a server: each value, its origin, what it means."),
+    "token": ("token", "Make a token for a server's callers, and the entry for its file."),
     "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
 }
 

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 import tomllib
 from collections.abc import Sequence
 from math import inf
@@ -28,7 +29,16 @@ from ..clock import Clock
 from ..errors import InvalidArgument, Unauthenticated
 from .caller import Caller, Grant, Role
 
-__all__ = ["AuthSettings", "Authenticator", "GrantEntry", "TokenEntry", "digest_of", "names_in"]
+__all__ = [
+    "AuthSettings",
+    "Authenticator",
+    "GrantEntry",
+    "TokenEntry",
+    "digest_of",
+    "entry_text",
+    "names_in",
+    "new_secret",
+]
 
 REMEMBERED_TOKENS_MAX = 10_000
 TOKEN_BYTES_MAX = 8_192
@@ -113,6 +123,21 @@ class _Known(NamedTuple):
     certificates: dict[str, Caller]
     keys: tuple[_Key, ...]
     remembered: dict[bytes, tuple[Caller, float]]
+
+
+def new_secret() -> str:
+    """Return a random token of 256 bits; the prefix tells scanners of leaked secrets what it is."""
+    return f"vecstore_{secrets.token_urlsafe(32)}"
+
+
+def entry_text(name: str, secret: str, grants: Sequence[Grant]) -> str:
+    """Return the entry of a token as the file of tokens has it."""
+    forms = []
+    for grant in grants:
+        names = "*" if grant.collections is None else sorted(grant.collections)
+        forms.append(f"{{ role = {json.dumps(grant.role)}, collections = {json.dumps(names)} }}")
+    lines = ["[[token]]", f"name = {json.dumps(name)}", f"sha256 = {json.dumps(digest_of(secret))}"]
+    return "\n".join([*lines, f"grants = [{', '.join(forms)}]"]) + "\n"
 
 
 def digest_of(secret: str) -> str:
