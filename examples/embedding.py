@@ -28,8 +28,8 @@ DIM = 1024
 COMMON_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a an and are as at be but by can do does for from had has have how i if in is it its no not of on or so than that "
-        "the their then there these this to was what when where which who will with you your",
+        "a an and are as at be but by can do does for from had has have how i if in is it its no not of on or so than "
+        "that the their then there these this to was what when where which who will with you your",
     )
 )
 
