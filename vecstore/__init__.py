@@ -6,12 +6,12 @@
 ...     docs.upsert(["a", "b"], vectors, [{"title": "A"}, {"title": "B"}])
 ...     hits = docs.search(query, k=10)
 
-Importing the package loads neither FAISS nor RocksDB; `open` does.
+Importing the package loads neither FAISS nor RocksDB nor gRPC; `open` and `connect` do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .api import Collection, Database
@@ -35,6 +35,7 @@ from .errors import (
 )
 from .filters import Condition, Field
 from .values import (
+    TLS,
     Ack,
     ArrowStream,
     FieldType,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLS",
     "Ack",
     "AlreadyExists",
     "ArrowStream",
@@ -92,6 +94,7 @@ __all__ = [
     "WriteLost",
     "Written",
     "aio",
+    "connect",
     "copy",
     "open",
 ]
@@ -145,6 +148,48 @@ def open(
             f"the embedded engine needs {exc.name}, which is not installed", hint="pip install 'vecstore-db[cpu]'"
         ) from exc
     return open_database(path, create=create, read_only=read_only, device=device, config=config)
+
+
+def connect(
+    endpoints: str | Sequence[str],
+    *,
+    token: str | None = None,
+    tls: bool | TLS = False,
+    read_from: Literal["primary", "standby", "any"] = "primary",
+    timeout: float = 10.0,
+) -> Database:
+    """Connect to a store that servers serve (``vecstore serve``).
+
+    Parameters
+    ----------
+    endpoints
+        ``host:port``, or several of the servers of one store: writes go to the primary among them, and no other is ever
+        sent anything.
+    token
+        Says who the caller is; else `VECSTORE_TOKEN` does. It is sent in clear to this machine's own loopback alone,
+        unless ``VECSTORE_PLAINTEXT_TOKEN=allow`` says that the network is trusted.
+    tls
+        True, or how: see `TLS`. `VECSTORE_CA` (a file, or "public": the authorities that come with gRPC) turns it on.
+    read_from
+        Which servers answer reads: "primary", "standby" (what it has applied: at least all that this client has seen)
+        or "any".
+    timeout
+        Seconds that a call has which is given none of its own; all retries are within it.
+
+    Raises
+    ------
+    Unavailable
+        No server answered in the time given.
+    NotPrimary
+        There is no primary among the endpoints, and reads are to come from it.
+    Unauthenticated
+        The servers want a token, and know none that was given.
+    InvalidArgument
+        What is no address, or a token that would travel over the network in clear.
+    """
+    from .client.remote import connect as connect_remote
+
+    return connect_remote(endpoints, token=token, tls=tls, read_from=read_from, timeout=timeout)
 
 
 def copy(source: Collection, target: Database, name: str) -> Written:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
 import numpy as np
@@ -86,6 +87,19 @@ def _packed_keys(kind: IdKind | None, keys: list[bytes]) -> pb.Ids:
     return pb.Ids(ints=numbers.astype("<i8").tobytes())
 
 
+def _encoded(rows: Sequence[Payload] | None, count: int) -> tuple[list[bytes], list[str]]:
+    """Return payloads as JSON, and the keys under which they hold moments."""
+    plain = None if rows is None else payload_json.encode_simple(rows)
+    if plain is not None and len(plain) == count:
+        return plain, []
+    return payload_json.encode_all(rows, count), _moments(rows or ())
+
+
+def _moments(rows: Sequence[Payload]) -> list[str]:
+    # As JSON a moment is text: a collection that infers its fields could not tell.
+    return sorted({key for row in rows for key, value in row.items() if isinstance(value, datetime)})
+
+
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +112,8 @@ def upsert(
     if len(keys) > RECORD_POINTS_MAX:
         raise inputs.too_large("upsert", len(keys), 4 * shape.dim * len(keys))
     floats = inputs.checked_vectors(vectors, shape.dim, shape.metric, count=len(keys))
-    encoded = payload_json.encode_all(inputs.payload_rows(payloads, len(keys)), len(keys))
+    rows = inputs.payload_rows(payloads, len(keys))
+    encoded, moments = _encoded(rows, len(keys))
     kept = inputs.last_of_each(keys)
     if kept is not None:
         keys, encoded, floats = [keys[i] for i in kept], [encoded[i] for i in kept], floats[kept]
@@ -106,7 +121,7 @@ def upsert(
     if size > RECORD_BYTES_MAX:
         raise inputs.too_large("upsert", len(keys), size)
     body = b"".join(PointsBody(kind or IdKind.INT, keys, encoded, floats).encode())
-    return pb.UpsertRequest(write=_write(request_id, ack), collection=shape.number, body=body)
+    return pb.UpsertRequest(write=_write(request_id, ack), collection=shape.number, body=body, timestamps=moments)
 
 
 def records(
@@ -151,6 +166,7 @@ def update(
         ids=_packed_keys(kind, keys),
         vectors=None if floats is None else pack_floats(floats),
         payloads=None if patches is None else pack_blobs(patches),
+        timestamps=_moments(rows or ()),
     )
 
 

@@ -20,7 +20,7 @@ from ..clock import Clock, SystemClock
 from ..config import MIB, RECORD_BYTES_MAX
 from ..errors import InvalidArgument
 from ..record import NO_REQUEST
-from ..wire.body import read_payloads, unpack_body
+from ..wire.body import read_payloads, restore_moments, unpack_body
 from ..wire.codec import (
     read_ack,
     read_object,
@@ -246,6 +246,7 @@ class Service:
 
     def _upsert(self, asked: pb.UpsertRequest, context: grpc.ServicerContext) -> pb.Written:
         body = unpack_body(asked.body)
+        restore_moments(body.payloads, asked.timestamps)
         collection = self._directory.by_number(asked.collection)
         timeout_s = write_left_s(asked.write, context, self._clock)
         with request.use(asked.write.request_id or NO_REQUEST):
@@ -265,6 +266,7 @@ class Service:
         payloads = None
         if asked.HasField("payloads"):
             payloads = read_payloads(unpack_blobs(asked.payloads, "payloads"))
+            restore_moments(payloads, asked.timestamps)
         collection = self._directory.by_number(asked.collection)
         timeout_s = write_left_s(asked.write, context, self._clock)
         with request.use(asked.write.request_id or NO_REQUEST):

@@ -19,7 +19,7 @@ from ..clock import Clock
 from ..errors import PermissionDenied, VecstoreError
 from ..record import NO_REQUEST
 from ..values import Point
-from ..wire.body import Body, unpack_body
+from ..wire.body import Body, restore_moments, unpack_body
 from ..wire.codec import read_ack
 from ..wire.v1 import store_pb2 as pb
 from . import caller
@@ -82,7 +82,9 @@ def _read_ahead(asked: Iterator[Any], ahead: _Ahead) -> None:
             if not isinstance(one, pb.UpsertRequest):
                 ahead.put(one.error())
                 return
-            if not ahead.put((one, unpack_body(one.body))):
+            body = unpack_body(one.body)
+            restore_moments(body.payloads, one.timestamps)
+            if not ahead.put((one, body)):
                 return
         ahead.put(_END)
     except VecstoreError as exc:

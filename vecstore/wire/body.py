@@ -7,8 +7,10 @@ say. Pure; no I/O.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,10 +19,12 @@ import numpy.typing as npt
 
 from ..config import DIM_MAX
 from ..errors import InvalidArgument
+from ..fields import timestamp_us
 from ..record import IdKind
 
-__all__ = ["Body", "read_payloads", "unpack_body"]
+__all__ = ["Body", "read_payloads", "restore_moments", "unpack_body"]
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HEAD = struct.Struct("<BIIB")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -71,6 +75,16 @@ def unpack_body(data: bytes) -> Body:
         )
     vectors = np.frombuffer(data, "<f4", count * dim, at).reshape(count, dim)
     return Body(ids, read_payloads(payloads), vectors)
+
+
+def restore_moments(payloads: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Make moments again of the text under keys where the caller gave moments: only they declare a timestamp."""
+    for payload in payloads:
+        for key in keys:
+            text = payload.get(key)
+            if isinstance(text, str):
+                with contextlib.suppress(ValueError):
+                    payload[key] = _EPOCH + timedelta(microseconds=timestamp_us(text))
 
 
 def _check_room(data: bytes, end: int, what: str) -> None:
