@@ -14,6 +14,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
 import vecstore
+from tests.support.serve import process
 from vecstore import Database, Field, InvalidArgument
 from vecstore.integrations.langchain import BATCH_DOCUMENTS, VecstoreVectorStore
 
@@ -67,6 +68,22 @@ class TestStandard(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, database: Database) -> VecstoreVectorStore:
         return VecstoreVectorStore.create(database, self.get_embeddings())
+
+
+class TestStandardRemote(VectorStoreIntegrationTests):
+    """The same suite on a server."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+        with process(tmp_path_factory.mktemp("server") / "store") as server:
+            yield server.grpc
+
+    @pytest.fixture
+    def vectorstore(self, server: str) -> Iterator[VecstoreVectorStore]:
+        with vecstore.connect(server) as database:
+            yield VecstoreVectorStore.create(database, self.get_embeddings())
+            database.drop_collection("langchain")
 
 
 def found(documents: list[Document]) -> list[str]:

@@ -13,14 +13,18 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import vecstore
+from vecstore.clock import SystemClock
 from vecstore.server import settings
-from vecstore.server.auth import AuthSettings
+from vecstore.server.auth import Authenticator, AuthSettings, digest_of
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -194,36 +198,122 @@ def test_the_config_map_is_a_configuration(tmp_path: Path) -> None:
     assert found.tls.certificate.startswith(mounts["tls"])
 
 
-class Probed(http.server.BaseHTTPRequestHandler):
-    """Answers /readyz with what its server was told to."""
+def test_the_secret_is_a_file_of_tokens(tmp_path: Path) -> None:
+    """Filled in as it says, the template's file lets its caller do everything, and nobody else in."""
+    (secret,) = documents(TEMPLATE)
+    ((name, text),) = secret["stringData"].items()
+    file = tmp_path / name
+    file.write_text(text.replace("@SHA256@", digest_of("a secret")))
+    authenticator = Authenticator(AuthSettings(tokens=str(file)), SystemClock())
+    assert authenticator.by_token("Bearer a secret").may("admin", None)
+    with pytest.raises(vecstore.Unauthenticated):
+        authenticator.by_token("Bearer another")
 
-    def do_GET(self) -> None:
-        code = int(os.environ["READY_CODE"]) if self.path == "/readyz" else 404
-        self.send_response(code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+# -- the image's scripts, as processes
+
+BIN = Path(sys.executable).parent
+ENTRYPOINT = DEPLOY / "image" / "entrypoint"
+HEALTHY = DEPLOY / "image" / "healthy"
 
 
-@pytest.mark.parametrize(("code", "status"), [(200, 0), (503, 1), (404, 1)])
-def test_the_health_check_says_what_the_server_says(code: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The image's check succeeds where the server is ready, and only there."""
-    monkeypatch.setenv("READY_CODE", str(code))
-    with http.server.HTTPServer(("127.0.0.1", 0), Probed) as server:
+def inside(folder: Path, **more: str) -> dict[str, str]:
+    """Return the environment of the image with a folder for its volume and free ports."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("VECSTORE_")}
+    image = image_environment() | {"VECSTORE_SERVER_DATA": str(folder / "store")}
+    ports = {"VECSTORE_SERVER_LISTEN": "0.0.0.0:0", "VECSTORE_SERVER_HTTP": "0.0.0.0:0"}
+    return {**own, **image, **ports, "PATH": f"{BIN}:{own['PATH']}", **more}
+
+
+@contextmanager
+def container(folder: Path, *arguments: str, **more: str) -> Iterator[tuple[str, int, int]]:
+    """Run the entrypoint until it serves; gives what it said on stderr by then, and the ports. Ends it by SIGTERM."""
+    log = folder / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(
+            [ENTRYPOINT, *arguments], env=inside(folder, **more), stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as running,
+    ):
+        try:
+            assert running.stdout is not None
+            ready = re.fullmatch(r"vecstore ready grpc=\S+:(\d+) http=\S+:(\d+)\n", running.stdout.readline())
+            assert ready is not None, log.read_text()
+            yield log.read_text(), int(ready[1]), int(ready[2])
+        finally:
+            running.terminate()
+            assert running.wait(30) == 0, log.read_text()
+
+
+def healthy(port: int) -> subprocess.CompletedProcess[str]:
+    """Run the image's health check against a port of this machine."""
+    return run("python", HEALTHY, VECSTORE_SERVER_HTTP=f"0.0.0.0:{port}")
+
+
+def test_the_image_makes_a_token_once(tmp_path: Path) -> None:
+    """Where nobody was named, a token is made and said once; it opens the server, nothing else does, and it stays."""
+    with container(tmp_path) as (said, port, http):
+        found = re.findall(r"shown this once: (\S+)$", said, re.MULTILINE)
+        assert len(found) == 1
+        assert healthy(http).returncode == 0
+        with vecstore.connect(f"127.0.0.1:{port}", token=found[0]) as db:
+            db.create_collection("docs", 2)
+        with pytest.raises(vecstore.Unauthenticated):
+            vecstore.connect(f"127.0.0.1:{port}", token="another")
+    tokens = tmp_path / "tokens.toml"
+    assert found[0] not in tokens.read_text()
+    assert tokens.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "store", "tokens.toml"]
+    with container(tmp_path, "serve") as (said, port, _), vecstore.connect(f"127.0.0.1:{port}", token=found[0]) as db:
+        assert "shown this once" not in said
+        assert db.collections() == ["docs"]
+
+
+def test_the_image_makes_no_token_where_somebody_was_named(tmp_path: Path) -> None:
+    """A file of tokens by the environment is taken as it is; --insecure means it."""
+    made = run("vecstore", "token", "reader", "--add-to", tmp_path / "mine.toml")
+    secret = made.stdout.split()[-1]
+    with container(tmp_path, VECSTORE_SERVER_AUTH_TOKENS=str(tmp_path / "mine.toml")) as (said, port, _):
+        assert "shown this once" not in said
+        with vecstore.connect(f"127.0.0.1:{port}", token=secret) as db, pytest.raises(vecstore.PermissionDenied):
+            db.create_collection("docs", 2)
+    with (
+        container(tmp_path, "serve", "--insecure") as (said, port, _),
+        vecstore.connect(f"127.0.0.1:{port}") as db,
+    ):
+        assert db.create_collection("docs", 2).count() == 0
+    assert not (tmp_path / "tokens.toml").exists()
+
+
+def test_the_image_runs_any_command(tmp_path: Path) -> None:
+    """What is no option and not serve is a command of vecstore; no token is made for it."""
+    done = subprocess.run([ENTRYPOINT, "--help"], env=inside(tmp_path), capture_output=True, text=True, check=True)
+    assert "Serve a store" in done.stdout
+    command = [str(ENTRYPOINT), "create", str(tmp_path / "s"), "docs", "--dim", "2", "--json"]
+    subprocess.run(command, env=inside(tmp_path), capture_output=True, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_the_health_check_fails_where_nobody_is_ready() -> None:
+    """Without a server, or with another one at its port, the image's check fails and says so in a line."""
+    assert healthy(1).returncode == 1
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            done = run("python", DEPLOY / "image" / "healthy", VECSTORE_SERVER_HTTP=f"0.0.0.0:{server.server_port}")
+            done = healthy(server.server_port)
         finally:
             server.shutdown()
             thread.join()
-    assert done.returncode == status, done.stdout
-
-
-def test_the_health_check_fails_where_nobody_listens() -> None:
-    """Without a server the image's check fails, in a line."""
-    done = run("python", DEPLOY / "image" / "healthy", VECSTORE_SERVER_HTTP="0.0.0.0:1")
-    assert done.returncode == 1
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert done.stdout.startswith("not ready: ")
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """A server of another kind: it does not know the path."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
