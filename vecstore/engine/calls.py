@@ -38,6 +38,10 @@ class Call:
         What it holds in memory while it waits.
     token
         Of its record, once it has one.
+    lsn
+        What the answer of a call that wrote no record says; 0 before it is known.
+    wrote
+        Whether its answer is that of a record.
     """
 
     ack: Ack = "durable"
@@ -45,6 +49,8 @@ class Call:
     deadline_s: float | None = None
     bytes: int = 0
     token: str = ""
+    lsn: int = 0
+    wrote: bool = False
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _taken: bool = False
     _done: threading.Event = field(default_factory=threading.Event)

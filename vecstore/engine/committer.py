@@ -30,6 +30,7 @@ from ..values import Written
 from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
 from .history import History
 from .resolve import Resolved, Resolver
+from .settled import Settled
 from .state import State
 
 __all__ = ["Committer"]
@@ -91,6 +92,7 @@ class Committer:
         self._state, self._store, self._witness, self._history = state, store, witness, history
         self._clock, self._wall_us, self._config, self._path, self._metrics = clock, wall_us, config, path, metrics
         self._resolver = Resolver(state)
+        self.settled = Settled()
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._left: Call | None = None
         self._lock = threading.Lock()
@@ -264,6 +266,8 @@ class Committer:
             else:
                 self._stage_points(call, group)
         except VecstoreError as exc:
+            if call.request_id != NO_REQUEST:
+                self.settled.refused(call.request_id, exc)
             call.fail(exc)
             return
         except BaseException as exc:
@@ -272,7 +276,7 @@ class Committer:
         group.bytes += call.bytes
 
     def _answered_before(self, call: Call, group: _Group) -> bool:
-        """Answer a retry of a request that took effect already."""
+        """Answer a retry of a request that was answered already."""
         if call.request_id == NO_REQUEST:
             return False
         entry = self._state.fold.requests.get(call.request_id)
@@ -280,6 +284,11 @@ class Committer:
             lsn, _, count = entry
             group.answers.append((call, lsn, count))
             call.token = self._token_at(lsn)
+            return True
+        settled = self.settled.find(call.request_id)
+        if settled is not None:
+            call.lsn, call.token = settled
+            group.answers.append((call, None, 0))
             return True
         for staged in group.staged:
             if staged.record.header.request_id == call.request_id:
@@ -429,11 +438,14 @@ class Committer:
         tip = self._state.fold.tip
         for call, lsn, count in group.answers:
             durable = call.ack != "memory"
-            if lsn is None:
-                call.token = self._history.token(tip.epoch, tip.lsn, tip.chain)
+            if lsn is None and not call.lsn:
+                call.lsn, call.token = tip.lsn, self._history.token(tip.epoch, tip.lsn, tip.chain)
+                if call.request_id != NO_REQUEST:
+                    self.settled.nothing(call.request_id, call.lsn, call.token)
+            call.wrote = lsn is not None
             call.finish(
                 Written(
-                    tip.lsn if lsn is None else lsn,
+                    call.lsn if lsn is None else lsn,
                     count,
                     call.token if durable else "",
                     "durable" if durable else "memory",

@@ -14,7 +14,7 @@ from .. import inputs
 from .. import payload as payloads
 from ..api import Collection, Database
 from ..config import Config
-from ..errors import AlreadyExists, Closed, InvalidArgument, NotFound, NotPrimary
+from ..errors import AlreadyExists, Closed, InvalidArgument, NotFound, NotPrimary, Unavailable, VecstoreError
 from ..fields import check_fields
 from ..index import kinds
 from ..record import NO_REQUEST, Kind, Token
@@ -130,7 +130,9 @@ class EmbeddedDatabase(Database):
         )
 
         def make() -> tuple[Kind, int, Definition] | None:
-            if name in engine.state.view.names:
+            there = engine.state.view.names.get(name)
+            if there is not None:
+                self._check_same(there, definition, exist_ok)
                 return None
             fold = engine.state.fold
             writer = fold.epochs[-1].writer if fold.epochs else ""
@@ -138,20 +140,23 @@ class EmbeddedDatabase(Database):
             made = msgspec.structs.replace(definition, id=number, created_lsn=fold.tip.lsn + 1)
             return Kind.CREATE, number, made
 
+        call = Schema(make=make)
         there = engine.state.view.names.get(name)
-        if there is None:
-            written: Written = engine.submit(Schema(make=make))
-            created = engine.state.view.names.get(name)
-            if (
-                created is not None
-                and engine.state.view.collections[created].state.definition.created_lsn == written.lsn
-            ):
-                return EmbeddedCollection(self, created, name)
-            there = created
-        if there is None:
-            raise NotFound(f"collection {name!r} was dropped while it was created")
-        self._check_same(there, definition, exist_ok)
-        return EmbeddedCollection(self, there, name)
+        if there is not None and call.request_id == NO_REQUEST:
+            self._check_same(there, definition, exist_ok)
+            return EmbeddedCollection(self, there, name)
+        written: Written = engine.submit(call)
+        number = self._created_at(written.lsn) if call.wrote else engine.state.view.names.get(name)
+        if number is None:
+            raise NotFound(f"collection {name!r} was dropped or renamed since it was created", details={"name": name})
+        return EmbeddedCollection(self, number, name)
+
+    def _created_at(self, lsn: int) -> int | None:
+        """Return the collection that the record at an LSN created, whatever it is called now."""
+        for number, collection in self.engine.state.view.collections.items():
+            if collection.state.definition.created_lsn == lsn:
+                return number
+        return None
 
     def _check_same(self, number: int, wanted: Definition, exist_ok: bool) -> None:
         found = self.engine.state.view.collections[number].state.definition
@@ -188,8 +193,8 @@ class EmbeddedDatabase(Database):
 
     def rename_collection(self, name: str, to: str, *, replace: bool = False) -> None:
         engine = self.engine
+        inputs.checked_name(name)
         inputs.checked_name(to, "to")
-        self._number(name)
 
         def make() -> tuple[Kind, int, dict[str, Any]] | None:
             number = self._number(name)
@@ -204,8 +209,7 @@ class EmbeddedDatabase(Database):
 
     def drop_collection(self, name: str, *, missing_ok: bool = False) -> None:
         engine = self.engine
-        if missing_ok and inputs.checked_name(name) not in engine.state.view.names:
-            return
+        inputs.checked_name(name)
 
         def make() -> tuple[Kind, int, dict[str, Any]] | None:
             if missing_ok and name not in engine.state.view.names:
@@ -222,18 +226,40 @@ class EmbeddedDatabase(Database):
         timeout = inputs.checked_timeout(timeout)
         request = _request_id(token)
         if request is not None:
-            entry = engine.state.fold.requests.get(request)
-            if entry is None:
-                raise NotFound(
-                    f"token: request {token} did not take effect here, or is older than the window of request ids",
-                    details={"request_id": token},
-                )
-            return Written(entry[0], entry[2], engine.history.token_at(entry[0]), level)
+            return self._settled(request, level)
         place = Token.decode(token)
         engine.await_token(place, timeout)
         if level == "durable" and engine.durable_lsn < place.lsn and engine.committer is not None:
             engine.committer.run(engine.committer.sync)
         return Written(place.lsn, 0, token, level)
+
+    def _settled(self, request_id: bytes, level: Ack) -> Written:
+        """Return what became of a request: asked behind all that the committer had taken before."""
+        engine = self.engine
+        committer = engine.committer
+
+        def find() -> Written | None:
+            entry = engine.state.fold.requests.get(request_id)
+            if entry is not None:
+                if committer is not None and level == "durable" and engine.durable_lsn < entry[0]:
+                    committer.sync()
+                return Written(entry[0], entry[2], engine.history.token_at(entry[0]), level)
+            answer = None if committer is None else committer.settled.find(request_id)
+            return None if answer is None else Written(answer[0], 0, answer[1], level)
+
+        why = "it is not known here, or is older than the window of request ids"
+        try:
+            found: Written | None = engine.at_barrier(find)
+        except VecstoreError as exc:
+            if exc.outcome != "refused" or exc.retryable or isinstance(exc, Closed | Unavailable):
+                raise
+            found, why = None, f"it was refused: {exc}"
+        if found is None:
+            raise NotFound(
+                f"token: request {request_id.hex()} did not take effect: {why}",
+                details={"request_id": request_id.hex()},
+            )
+        return found
 
     def status(self) -> dict[str, Any]:
         return status_of(self.engine)
