@@ -12,6 +12,7 @@ Importing the package loads neither FAISS nor RocksDB nor gRPC; `open` and `conn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from .api import Collection, Database
@@ -55,6 +56,8 @@ from .values import (
 if TYPE_CHECKING:
     from . import aio as aio
 
+EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -97,6 +100,7 @@ __all__ = [
     "connect",
     "copy",
     "open",
+    "restore",
 ]
 
 
@@ -120,7 +124,8 @@ def open(
     read_only
         Take no lock and write nothing: see the store as it is at this moment, also while another process writes.
     archive
-        Not part of this version: must be None.
+        A repository to which the log is shipped all the time: a path, or a URL that begins with s3, gs or az. See
+        `restore`.
     device
         "cpu"; "auto" takes what there is.
     config
@@ -137,8 +142,6 @@ def open(
     EngineMissing
         The engine's libraries are not installed.
     """
-    if archive is not None:
-        raise InvalidArgument(f"archive: {archive!r} given; this version has no archive, allowed is None")
     try:
         from .engine.database import open_database
     except ImportError as exc:
@@ -147,7 +150,7 @@ def open(
         raise EngineMissing(
             f"the embedded engine needs {exc.name}, which is not installed", hint="pip install 'vecstore-db[cpu]'"
         ) from exc
-    return open_database(path, create=create, read_only=read_only, device=device, config=config)
+    return open_database(path, create=create, read_only=read_only, device=device, config=config, archive=archive)
 
 
 def connect(
@@ -190,6 +193,72 @@ def connect(
     from .client.remote import connect as connect_remote
 
     return connect_remote(endpoints, token=token, tls=tls, read_from=read_from, timeout=timeout)
+
+
+def restore(
+    repository: str,
+    path: str,
+    *,
+    to_lsn: int | None = None,
+    to_time: datetime | None = None,
+    in_place: bool = False,
+) -> Snapshot:
+    """Make a store of what a repository holds: its newest state, or that at an LSN or a time.
+
+    It begins with the newest snapshot that is not after the target, and goes on with the archive. Every checksum and
+    chain is checked on the way, and at the end the digest of every collection is recomputed from the bytes. Where it
+    fails, or is cut short, the folder is no store; the same call goes on with what is there.
+
+    Parameters
+    ----------
+    repository
+        A path, or a URL that begins with s3, gs or az. Where it holds several lineages or branches, one is named as in
+        ``REPO#LINEAGE`` or ``REPO#LINEAGE/EPOCH-WRITER``.
+    path
+        A new or empty folder.
+    to_lsn
+        The last record to restore.
+    to_time
+        The last commit time to restore: an aware datetime. Commit times are the log's own, and never go back.
+    in_place
+        Keep the lineage and begin a new epoch, for a primary that is lost for good; it goes on with the same archive.
+        Else the store is of a new lineage, and can't be confused with its source.
+
+    Returns
+    -------
+    Snapshot
+        What was restored: the id of the snapshot that it began with ("" for none), LSN and commit time of the last
+        record, and the bytes read.
+
+    Raises
+    ------
+    AlreadyExists
+        Something is at the path; it is left untouched.
+    Damaged
+        Something in the repository is missing or not what was written; the details name it.
+    NotFound
+        The target is out of reach.
+    """
+    if to_lsn is not None and to_time is not None:
+        raise InvalidArgument("to_lsn, to_time: both given; allowed is one of them")
+    if to_lsn is not None and (type(to_lsn) is not int or to_lsn < 0):
+        raise InvalidArgument(f"to_lsn: {to_lsn!r} given; allowed is an LSN, 0 or more")
+    if to_time is not None and (not isinstance(to_time, datetime) or to_time.tzinfo is None):
+        raise InvalidArgument(f"to_time: {to_time!r} given; allowed is an aware datetime")
+    try:
+        from .backup import restore as restoring
+        from .backup.manifest import time_of
+        from .backup.repository import Repository
+    except ImportError as exc:
+        if isinstance(exc, VecstoreError) or (exc.name or "").startswith("vecstore"):
+            raise
+        raise EngineMissing(
+            f"a restore needs {exc.name}, which is not installed", hint="pip install 'vecstore-db[cpu]'"
+        ) from exc
+    time_us = None if to_time is None else int((to_time - EPOCH_START) / timedelta(microseconds=1))
+    target = restoring.Target(to_lsn, time_us)
+    made = restoring.restore(Repository(repository), path, target, in_place=in_place)
+    return Snapshot(made.id, made.lsn, time_of(made.time_us), made.bytes_read)
 
 
 def copy(source: Collection, target: Database, name: str) -> Written:

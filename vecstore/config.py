@@ -107,6 +107,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         RocksDB's buffers of unflushed writes, for all families together.
     wal_bytes_max
         RocksDB's write-ahead log may grow so long before its oldest writes are flushed.
+    archive_interval_s
+        Records wait at most so long before they are shipped to the archive, if there is one. Shorter makes more and
+        smaller objects.
+    slot_retained_bytes_max
+        The log is kept for a consumer that is behind, such as the archive, until it would hold so many bytes; then it
+        is cut all the same.
+    upload_bytes_per_s_max
+        Snapshots upload no faster; 0 means as fast as they can.
     """
 
     memory_bytes_max: Annotated[int, Meta(ge=0)] = 0
@@ -128,6 +136,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     switch_interval_s: Annotated[float, Meta(ge=0, le=1)] = 0.0
     write_buffer_bytes: Annotated[int, Meta(ge=MIB)] = 16 * MIB
     wal_bytes_max: Annotated[int, Meta(ge=MIB)] = 64 * MIB
+    archive_interval_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
+    slot_retained_bytes_max: Annotated[int, Meta(ge=MIB)] = 4 * GIB
+    upload_bytes_per_s_max: Annotated[int, Meta(ge=0)] = 0
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None, environment: Mapping[str, str] = os.environ) -> Config:

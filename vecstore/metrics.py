@@ -74,6 +74,18 @@ class Metrics:
 
     Attributes
     ----------
+    archived_bytes
+        Bytes written to the archive, compressed.
+    archive_failures
+        Tries to archive that failed.
+    archive_lsn
+        Every record up to it is in the archive.
+    archive_lag_records, archive_lag_bytes, archive_lag_s
+        What is durable and not yet archived, and for how long its oldest record has waited.
+    snapshot_s
+        Snapshots.
+    snapshot_bytes
+        Bytes uploaded for snapshots.
     log_bytes
         Bytes of records written to the log.
     sync_s
@@ -91,6 +103,14 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        self.archived_bytes = Counter()
+        self.archive_failures = Counter()
+        self.archive_lsn = Gauge()
+        self.archive_lag_records = Gauge()
+        self.archive_lag_bytes = Gauge()
+        self.archive_lag_s = Gauge()
+        self.snapshot_s = Timing()
+        self.snapshot_bytes = Counter()
         self.log_bytes = Counter()
         self.shed = Counter()
         self.rebuilt = Counter()

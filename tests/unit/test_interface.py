@@ -16,7 +16,6 @@ import pytest
 
 import vecstore
 
-LATER = (("restore", "needs snapshots"),)
 """What the stub holds and this version does not, with the reason."""
 
 STUB = ast.parse((Path(__file__).parents[1] / "api.pyi").read_text())

@@ -44,7 +44,7 @@ except ImportError as exc:
         f"repositories need {exc.name}, which is not installed", hint="pip install 'vecstore-db[backup]'"
     ) from exc
 
-__all__ = ["Repository", "Stored", "is_repository"]
+__all__ = ["Repository", "Stored", "check_where", "is_repository"]
 
 REPOSITORY_VERSION = 1
 RETRY_S_MAX = 60.0
@@ -235,6 +235,11 @@ class Repository:
             raise _of_system(exc, name) from exc
         except exceptions.BaseError as exc:
             raise _foreign(exc, name) from exc
+
+
+def check_where(where: str) -> None:
+    """Refuse what cannot be the place of a repository; whether one is there is not asked."""
+    _local_folder(layout.split_where(_checked(where))[0])
 
 
 def is_repository(where: str) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from .committer import Committer
 from .extent import Extent, ExtentFile, write_file
 from .folder import IndexFolder
 from .segment import Segment
+from .slots import Slots
 from .state import State
 from .view import Growing, ShardView, View
 
@@ -39,6 +41,7 @@ __all__ = [
     "IndexFile",
     "SegmentEntry",
     "ShardEntry",
+    "Still",
     "dead_rows",
     "needed_files",
 ]
@@ -113,6 +116,18 @@ class Entry(msgspec.Struct, frozen=True):
     check: str
 
 
+class Still(Protocol):
+    """Who keeps a state as it is: told when it stands, and then which files of rows and indexes are of it."""
+
+    def stand(self, view: View) -> None:
+        """Keep the families. In the committer's thread; all of the view is durable."""
+        ...
+
+    def keep(self, entry: Entry, names: Iterable[str]) -> None:
+        """Keep a checkpoint's file, and those that it names."""
+        ...
+
+
 class Checkpointer:
     """A thread that takes checkpoints, cuts the log, purges dropped collections and syncs the witness.
 
@@ -135,6 +150,7 @@ class Checkpointer:
         self._folder, self._config, self._metrics = folder, config, metrics
         self.entries = entries
         self._contents: dict[int, Contents] = {}
+        self.slots: Slots | None = None
         self._log_start = log_start
         self._flushed_bytes = 0
         self._dumped: dict[str, IndexFile] = {}
@@ -180,6 +196,11 @@ class Checkpointer:
                 _log.exception("a checkpoint failed; it is tried again")
 
     @property
+    def log_start(self) -> int:
+        """LSN of the first record that the log holds, or will."""
+        return self._log_start
+
+    @property
     def log_bytes(self) -> int:
         """Bytes of log since the newest checkpoint."""
         return self._state.fold.tip.log_bytes - (self.entries[-1].log_bytes if self.entries else 0)
@@ -189,10 +210,20 @@ class Checkpointer:
         """Whether there are records that no checkpoint has."""
         return self._state.view.lsn > (self.entries[-1].lsn if self.entries else 0)
 
-    def take(self) -> Entry:
-        """Take a checkpoint of the store as it is now, and cut the log."""
+    def take(self, still: Still | None = None) -> Entry:
+        """Take a checkpoint of the store as it is now, and cut the log.
+
+        Parameters
+        ----------
+        still
+            Keeps the families and the checkpoint's files at one LSN, as a snapshot needs them.
+        """
         with self._lock, self._metrics.checkpoint_s.time(), self._folder.making() as names:
-            view, log_bytes = self._committer.run(self._pinned)
+            view, log_bytes = self._committer.run(lambda: self._pinned(still))
+            if still is not None and self.entries and self.entries[-1].lsn == view.lsn:
+                newest = self.entries[-1]
+                still.keep(newest, self._contents[newest.lsn].files())
+                return newest
             contents = Contents(
                 view.lsn,
                 {
@@ -204,6 +235,8 @@ class Checkpointer:
             size, check = self._folder.write(name, msgspec.msgpack.encode(contents))
             self._folder.sync()
             entry = Entry(view.lsn, view.chain.hex(), log_bytes, name, size, check)
+            if still is not None:
+                still.keep(entry, contents.files())
             dropped, cut = self._committer.run(lambda: self._enter(entry))
             self._contents[entry.lsn] = contents
             for old in dropped:
@@ -226,9 +259,11 @@ class Checkpointer:
             self._store.compact(Family.POINTS)
             self._store.compact(Family.HEADS)
 
-    def _pinned(self) -> tuple[View, int]:
+    def _pinned(self, still: Still | None) -> tuple[View, int]:
         """Return a view whose records are durable. In the committer's thread."""
         self._committer.sync()
+        if still is not None:
+            still.stand(self._state.view)
         return self._state.view, self._state.fold.tip.log_bytes
 
     def _enter(self, entry: Entry) -> tuple[list[Entry], bool]:
@@ -241,10 +276,13 @@ class Checkpointer:
         gone = [old.lsn for old in dropped if old.lsn != entry.lsn]
         self._store.write([(Family.META, catalog.numbered(catalog.CHECKPOINT, lsn), None) for lsn in gone])
         self.entries = kept
-        cut = kept[0].lsn >= self._log_start
+        last = kept[0].lsn
+        if self.slots is not None:
+            last = self.slots.limit(last, self._state.fold.tip.log_bytes)
+        cut = last >= self._log_start
         if cut:
-            self._store.delete_range(Family.LOG, log_key(self._log_start), log_key(kept[0].lsn + 1))
-            self._log_start = kept[0].lsn + 1
+            self._store.delete_range(Family.LOG, log_key(self._log_start), log_key(last + 1))
+            self._log_start = last + 1
         self._purge()
         return dropped, cut
 

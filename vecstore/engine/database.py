@@ -19,7 +19,7 @@ from ..fields import check_fields
 from ..index import kinds
 from ..record import NO_REQUEST, Kind, Token
 from ..storage.catalog import Definition
-from ..values import Ack, FieldType, Metric, Payload, Written
+from ..values import Ack, FieldType, Metric, Payload, Snapshot, Written
 from .calls import Schema
 from .collection import EmbeddedCollection
 from .engine import Engine
@@ -34,9 +34,28 @@ _engines: dict[str, tuple[Engine, int]] = {}
 
 
 def open_database(
+    path: str,
+    *,
+    create: bool,
+    read_only: bool,
+    device: str,
+    config: Mapping[str, Any] | None,
+    archive: str | None = None,
+) -> EmbeddedDatabase:
+    """Open a store, or share the engine that this process has open on it; archive it, where that is asked for."""
+    database = _opened(path, create=create, read_only=read_only, device=device, config=config)
+    if archive is not None:
+        try:
+            database.engine.archive_to(archive)
+        except BaseException:
+            database.close()
+            raise
+    return database
+
+
+def _opened(
     path: str, *, create: bool, read_only: bool, device: str, config: Mapping[str, Any] | None
 ) -> EmbeddedDatabase:
-    """Open a store, or share the engine that this process has open on it."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise InvalidArgument(f"path: {path!r} given; allowed is the path of a directory")
     options = Config.load(config)
@@ -270,6 +289,11 @@ class EmbeddedDatabase(Database):
 
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         return verify_engine(self.engine, progress)
+
+    def snapshot(self, repository: str) -> Snapshot:
+        from .snapshot import take_snapshot
+
+        return take_snapshot(self.engine, repository)
 
     def checkpoint(self) -> int:
         """Take a checkpoint now and cut the log; return its LSN. The engine does so by itself, too."""

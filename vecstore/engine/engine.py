@@ -15,7 +15,17 @@ from typing import Any
 
 from ..clock import CommitClock, SystemClock
 from ..config import Config
-from ..errors import Closed, Damaged, DeadlineExceeded, NotFound, NotPrimary, Overloaded, Unavailable, VecstoreError
+from ..errors import (
+    Closed,
+    Damaged,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    NotPrimary,
+    Overloaded,
+    Unavailable,
+    VecstoreError,
+)
 from ..index import device as devices
 from ..metrics import Metrics
 from ..record import Kind, Token, log_key
@@ -24,6 +34,7 @@ from ..storage.catalog import APPLIED, Epoch
 from ..storage.directory import StoreDirectory
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
+from .archiver import Archiver
 from .builder import Builder
 from .calls import Call, Schema
 from .checkpoint import Checkpointer, needed_files
@@ -32,10 +43,14 @@ from .filtering import FilterCache
 from .folder import IndexFolder
 from .gate import Gate
 from .recovery import Recovered, open_storage, recover
+from .slots import Slots
 from .state import State
 from .view import CollectionView, View
 
 __all__ = ["Engine"]
+
+STAGING = "snapshot"
+"""Folder in the store's own, where snapshots link what they upload."""
 
 
 class Engine:
@@ -98,6 +113,7 @@ class Engine:
         self.lineage = recovered.lineage
         self.state: State = recovered.state
         self.history = recovered.history
+        self.archiver: Archiver | None = None
         self.filters = FilterCache(self.config.filter_cache_bytes)
         self.gate = Gate(self.config.search_thread_count())
         self._pool: ThreadPoolExecutor | None = None
@@ -116,6 +132,8 @@ class Engine:
         # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
         for name in os.listdir(self.directory.quarantine):
             shutil.rmtree(os.path.join(self.directory.quarantine, name))
+        # A snapshot that was under way when the process before died has left its links.
+        shutil.rmtree(os.path.join(self.directory.path, STAGING), ignore_errors=True)
         folder.clean(lambda: needed_files(recovered.entries, recovered.contents.values(), self.state.view))
         clock = CommitClock(self.clock, self.state.fold.tip.commit_time_us)
         self.committer = Committer(
@@ -144,6 +162,8 @@ class Engine:
         )
         for lsn, contents in recovered.contents.items():
             self.checkpointer.know(lsn, contents)
+        self.slots = Slots(self.store, self.committer, self.config.slot_retained_bytes_max)
+        self.checkpointer.slots = self.slots
         self.committer.start()
         self.builder.start()
         self.checkpointer.start()
@@ -155,6 +175,25 @@ class Engine:
         tip = self.state.fold.tip
         epoch = Epoch(1, os.urandom(8).hex(), tip.lsn, tip.chain.hex())
         self.submit(Schema(make=lambda: (Kind.EPOCH, 0, epoch)))
+
+    def archive_to(self, where: str) -> None:
+        """Begin to archive the log to a repository; nothing changes where that is done already.
+
+        Raises
+        ------
+        InvalidArgument
+            It goes to another repository.
+        """
+        if self.checkpointer is None:
+            raise InvalidArgument(f"archive: {where!r} given, but the store is open read-only")
+        if self.archiver is None:
+            from ..backup.repository import check_where
+
+            check_where(where)
+            self.archiver = Archiver(self, where)
+            self.archiver.start()
+        elif self.archiver.where != where:
+            raise InvalidArgument(f"archive: {where!r} given; this store is archived to {self.archiver.where!r}")
 
     # -- callers' side -----------------------------------------------------------------------------------------------
 
@@ -265,6 +304,8 @@ class Engine:
             self._closed = True
             return
         if self.builder is not None and self.checkpointer is not None and self.committer is not None:
+            if self.archiver is not None:
+                self.archiver.close()
             self.builder.close()
             self.checkpointer.close()
             try:

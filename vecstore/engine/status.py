@@ -40,6 +40,8 @@ def status_of(engine: Engine) -> dict[str, Any]:
             "misses": engine.filters.misses,
         },
         "checkpoints": [entry.lsn for entry in engine.checkpointer.entries] if engine.checkpointer else [],
+        "slots": _slots(engine),
+        "archive": None if engine.archiver is None else engine.archiver.status(),
         "findings": list(engine.findings),
         "metrics": engine.metrics.to_plain(),
         "collections": {
@@ -47,6 +49,22 @@ def status_of(engine: Engine) -> dict[str, Any]:
             for collection in sorted(view.collections.values(), key=lambda c: c.state.definition.name)
         },
     }
+
+
+def _slots(engine: Engine) -> list[dict[str, Any]]:
+    if engine.read_only:
+        return []
+    log_bytes = engine.state.fold.tip.log_bytes
+    return [
+        {
+            "name": slot.name,
+            "consumer": slot.consumer,
+            "lsn": slot.lsn,
+            "retained_bytes": max(0, log_bytes - slot.log_bytes),
+            "lost": engine.slots.is_lost(slot, log_bytes),
+        }
+        for slot in engine.slots.held.values()
+    ]
 
 
 def _disk_free_bytes(path: str) -> int:

@@ -88,6 +88,10 @@ class KeyValueStore(Protocol):
         """Return the bytes of all files of the store."""
         ...
 
+    def checkpoint(self, path: str) -> None:
+        """Link the files of the store as it is now into a new folder on the same file system."""
+        ...
+
     def close(self) -> None:
         """Let the store go. Closing twice is harmless."""
         ...

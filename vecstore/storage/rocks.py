@@ -34,6 +34,7 @@ from rocksdict import (
     AccessType,
     BlockBasedOptions,
     Cache,
+    Checkpoint,
     ColumnFamily,
     DbClosedError,
     DBCompressionType,
@@ -241,6 +242,16 @@ class RocksStore:
                     with contextlib.suppress(FileNotFoundError):
                         total += entry.stat(follow_symlinks=False).st_blocks * 512
         return total
+
+    def checkpoint(self, path: str) -> None:
+        """Link the store's files as they are now into a new folder. Buffers should have been flushed: it holds the
+        interpreter lock.
+        """
+        with self._gate, self._mapped(f"linking the files into {path}"):
+            # It keeps RocksDB's lock as long as it lives.
+            made = Checkpoint(self._database)
+            made.create_checkpoint(path)
+            del made
 
     def close(self) -> None:
         """Wait for readers, cut off scans, and let the store go. Nothing is synced. Closing twice is harmless."""
