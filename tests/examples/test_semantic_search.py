@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vecstore
+from tests.support.serve import process
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "semantic_search.py"
 POEM = "The whale sings below.\n\nNobody hears it.\n"
@@ -98,4 +99,13 @@ def test_an_embedding_of_the_users_own(folder: Path) -> None:
 def test_a_wrong_embedding_is_refused(folder: Path, name: str) -> None:
     """What names no callable is an error that says so, and makes no store."""
     assert name in run(folder, "--embed", name, "search", "x", code=1)
+    assert not (folder.parent / "search-store").exists()
+
+
+def test_a_folder_is_searched_on_a_server(folder: Path) -> None:
+    """With host:port as its store the program does the same on a server."""
+    with process(folder.parent / "served") as server:
+        there = ("--store", server.grpc)
+        assert run(folder, *there, "index", "texts").splitlines()[-1] == "2 passages in passages"
+        assert "poem.txt:1" in run(folder, *there, "search", "singing whales", "-k", "1")
     assert not (folder.parent / "search-store").exists()
