@@ -248,6 +248,7 @@ def restore(
     try:
         from .backup import restore as restoring
         from .backup.manifest import time_of
+        from .backup.plan import Target
         from .backup.repository import Repository
     except ImportError as exc:
         if isinstance(exc, VecstoreError) or (exc.name or "").startswith("vecstore"):
@@ -256,8 +257,7 @@ def restore(
             f"a restore needs {exc.name}, which is not installed", hint="pip install 'vecstore-db[cpu]'"
         ) from exc
     time_us = None if to_time is None else int((to_time - EPOCH_START) / timedelta(microseconds=1))
-    target = restoring.Target(to_lsn, time_us)
-    made = restoring.restore(Repository(repository), path, target, in_place=in_place)
+    made = restoring.restore(Repository(repository), path, Target(to_lsn, time_us), in_place=in_place)
     return Snapshot(made.id, made.lsn, time_of(made.time_us), made.bytes_read)
 
 

@@ -13,10 +13,10 @@ import threading
 import uuid
 import weakref
 from collections.abc import Iterable
+from importlib import metadata
 
 import msgspec
 
-from .. import __version__
 from ..backup.manifest import time_of
 from ..backup.repository import Repository
 from ..backup.snapshot import Checks, Source, write_snapshot
@@ -86,8 +86,15 @@ def _stand_still(engine: Engine, folder: str) -> Source:
             for number, c in view.collections.items()
         },
         config=msgspec.to_builtins(engine.config),
-        written_by=__version__,
+        written_by=_version(),
     )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("vecstore-db")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 class _Still:
