@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -388,15 +389,14 @@ class EmbeddedCollection(Collection):
         keys = inputs.checked_keys(with_payload)
         condition = None if filter is None else parse(filter, definition.fields)
         floats = inputs.checked_vectors(vectors, definition.dim, definition.metric)
-        queries = cpu.prepare(definition.metric, floats)
-        found = self._search_parts(collection, view.lsn, queries, k, condition, ask, deadline_s)
+        found = self._search_parts(collection, view.lsn, floats, k, condition, ask, deadline_s)
         return batch_of(collection, view.lsn, found, k, keys)
 
     def _search_parts(
         self,
         collection: CollectionView,
         lsn: int,
-        queries: npt.NDArray[np.float32],
+        vectors: npt.NDArray[np.float32],
         k: int,
         condition: Condition | None,
         ask: Ask,
@@ -410,17 +410,16 @@ class EmbeddedCollection(Collection):
             if (left_s is not None and left_s <= 0) or not engine.gate.enter(left_s):
                 raise DeadlineExceeded("the time given ran out before the search was done", hint="give it more time")
             try:
-                return search(collection.shards, lsn, some, k, condition, ask, engine.filters)
+                queries = cpu.prepare(collection.state.definition.metric, some)
+                return search(collection.shards, lsn, queries, k, condition, ask, engine.filters)
             finally:
                 engine.gate.leave()
 
         threads = engine.config.search_thread_count()
-        if threads == 1 or len(queries) < _BATCH_SPLIT_MIN:
-            return part(queries)
-        first, *others = np.array_split(queries, min(threads, len(queries) // (_BATCH_SPLIT_MIN // 2)))
-        waiting = [engine.pool.submit(part, some) for some in others]
-        parts = [part(first), *(future.result() for future in waiting)]
-        return joined(parts, k)
+        if threads == 1 or len(vectors) < _BATCH_SPLIT_MIN:
+            return part(vectors)
+        parts = np.array_split(vectors, min(threads, len(vectors) // (_BATCH_SPLIT_MIN // 2)))
+        return joined(engine.crew.run([partial(part, some) for some in parts]), k)
 
     def get(
         self,

@@ -10,7 +10,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..clock import CommitClock, SystemClock
@@ -39,6 +38,7 @@ from .builder import Builder
 from .calls import Call, Schema
 from .checkpoint import Checkpointer, needed_files
 from .committer import Committer
+from .crew import Crew
 from .filtering import FilterCache
 from .folder import IndexFolder
 from .gate import Gate
@@ -116,7 +116,7 @@ class Engine:
         self.archiver: Archiver | None = None
         self.filters = FilterCache(self.config.filter_cache_bytes)
         self.gate = Gate(self.config.search_thread_count())
-        self._pool: ThreadPoolExecutor | None = None
+        self.crew = Crew(self.config.search_thread_count() - 1)
         self._pid = os.getpid()
         self._closed = False
         self._memory = (0.0, 0)
@@ -285,13 +285,6 @@ class Engine:
             self._memory = (now, sum(map(_collection_bytes, views)) + self.filters.bytes)
         return self._memory[1]
 
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """Threads that help with batches."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.config.search_thread_count(), thread_name_prefix="vecstore-search")
-        return self._pool
-
     def at_barrier(self, action: Callable[[], Any]) -> Any:
         """Run something while no group is under way."""
         return action() if self.committer is None else self.committer.run(action)
@@ -330,8 +323,7 @@ class Engine:
     def _release(self) -> None:
         """Let go of files, threads and the lock."""
         self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown()
+        self.crew.close()
         self.store.close()
         if self.witness is not None:
             self.witness.close()
