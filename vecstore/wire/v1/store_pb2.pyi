@@ -58,7 +58,7 @@ class PayloadPart(_message.Message):
     KEYS_FIELD_NUMBER: _ClassVar[int]
     all: bool
     keys: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, all: _Optional[bool] = ..., keys: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, all: bool = ..., keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Write(_message.Message):
     __slots__ = ("request_id", "not_after_us", "ack")
@@ -102,7 +102,7 @@ class Error(_message.Message):
     details: bytes
     primary: str
     retry_after_s: float
-    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., retryable: _Optional[bool] = ..., outcome: _Optional[str] = ..., details: _Optional[bytes] = ..., primary: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, type: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., retryable: bool = ..., outcome: _Optional[str] = ..., details: _Optional[bytes] = ..., primary: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
@@ -192,7 +192,7 @@ class CreateCollectionRequest(_message.Message):
     shards: int
     metadata: bytes
     exist_ok: bool
-    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., dim: _Optional[int] = ..., metric: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ..., infer_fields: _Optional[bool] = ..., index: _Optional[str] = ..., shards: _Optional[int] = ..., metadata: _Optional[bytes] = ..., exist_ok: _Optional[bool] = ...) -> None: ...
+    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., dim: _Optional[int] = ..., metric: _Optional[str] = ..., fields: _Optional[_Mapping[str, str]] = ..., infer_fields: bool = ..., index: _Optional[str] = ..., shards: _Optional[int] = ..., metadata: _Optional[bytes] = ..., exist_ok: bool = ...) -> None: ...
 
 class GetCollectionRequest(_message.Message):
     __slots__ = ("name", "number", "after")
@@ -230,7 +230,7 @@ class RenameCollectionRequest(_message.Message):
     name: str
     to: str
     replace: bool
-    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., to: _Optional[str] = ..., replace: _Optional[bool] = ...) -> None: ...
+    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., to: _Optional[str] = ..., replace: bool = ...) -> None: ...
 
 class DropCollectionRequest(_message.Message):
     __slots__ = ("write", "name", "missing_ok")
@@ -240,7 +240,7 @@ class DropCollectionRequest(_message.Message):
     write: Write
     name: str
     missing_ok: bool
-    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., missing_ok: _Optional[bool] = ...) -> None: ...
+    def __init__(self, write: _Optional[_Union[Write, _Mapping]] = ..., name: _Optional[str] = ..., missing_ok: bool = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("epoch", "lsn")
@@ -352,7 +352,7 @@ class SearchRequest(_message.Message):
     with_vector: bool
     filter: bytes
     after: str
-    def __init__(self, collection: _Optional[int] = ..., vector: _Optional[bytes] = ..., k: _Optional[int] = ..., recall: _Optional[float] = ..., exact: _Optional[bool] = ..., effort: _Optional[int] = ..., offset: _Optional[int] = ..., score_threshold: _Optional[float] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: _Optional[bool] = ..., filter: _Optional[bytes] = ..., after: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[int] = ..., vector: _Optional[bytes] = ..., k: _Optional[int] = ..., recall: _Optional[float] = ..., exact: bool = ..., effort: _Optional[int] = ..., offset: _Optional[int] = ..., score_threshold: _Optional[float] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: bool = ..., filter: _Optional[bytes] = ..., after: _Optional[str] = ...) -> None: ...
 
 class SearchReply(_message.Message):
     __slots__ = ("epoch", "lsn", "exact", "points", "scores")
@@ -366,7 +366,7 @@ class SearchReply(_message.Message):
     exact: bool
     points: Points
     scores: bytes
-    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., exact: _Optional[bool] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., scores: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., exact: bool = ..., points: _Optional[_Union[Points, _Mapping]] = ..., scores: _Optional[bytes] = ...) -> None: ...
 
 class SearchBatchRequest(_message.Message):
     __slots__ = ("collection", "vectors", "k", "recall", "exact", "effort", "payload", "filter", "after")
@@ -388,7 +388,7 @@ class SearchBatchRequest(_message.Message):
     payload: PayloadPart
     filter: bytes
     after: str
-    def __init__(self, collection: _Optional[int] = ..., vectors: _Optional[_Union[Floats, _Mapping]] = ..., k: _Optional[int] = ..., recall: _Optional[float] = ..., exact: _Optional[bool] = ..., effort: _Optional[int] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., filter: _Optional[bytes] = ..., after: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[int] = ..., vectors: _Optional[_Union[Floats, _Mapping]] = ..., k: _Optional[int] = ..., recall: _Optional[float] = ..., exact: bool = ..., effort: _Optional[int] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., filter: _Optional[bytes] = ..., after: _Optional[str] = ...) -> None: ...
 
 class SearchBatchReply(_message.Message):
     __slots__ = ("epoch", "lsn", "exact", "counts", "points", "scores")
@@ -404,7 +404,7 @@ class SearchBatchReply(_message.Message):
     counts: bytes
     points: Points
     scores: bytes
-    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., exact: _Optional[bool] = ..., counts: _Optional[bytes] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., scores: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., lsn: _Optional[int] = ..., exact: bool = ..., counts: _Optional[bytes] = ..., points: _Optional[_Union[Points, _Mapping]] = ..., scores: _Optional[bytes] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("collection", "ids", "payload", "with_vector", "after")
@@ -418,7 +418,7 @@ class GetRequest(_message.Message):
     payload: PayloadPart
     with_vector: bool
     after: str
-    def __init__(self, collection: _Optional[int] = ..., ids: _Optional[_Union[Ids, _Mapping]] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: _Optional[bool] = ..., after: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[int] = ..., ids: _Optional[_Union[Ids, _Mapping]] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: bool = ..., after: _Optional[str] = ...) -> None: ...
 
 class PointsReply(_message.Message):
     __slots__ = ("epoch", "lsn", "points")
@@ -446,7 +446,7 @@ class ScanRequest(_message.Message):
     payload: PayloadPart
     with_vector: bool
     after: str
-    def __init__(self, collection: _Optional[int] = ..., filter: _Optional[bytes] = ..., start: _Optional[_Union[Ids, _Mapping]] = ..., limit: _Optional[int] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: _Optional[bool] = ..., after: _Optional[str] = ...) -> None: ...
+    def __init__(self, collection: _Optional[int] = ..., filter: _Optional[bytes] = ..., start: _Optional[_Union[Ids, _Mapping]] = ..., limit: _Optional[int] = ..., payload: _Optional[_Union[PayloadPart, _Mapping]] = ..., with_vector: bool = ..., after: _Optional[str] = ...) -> None: ...
 
 class CountRequest(_message.Message):
     __slots__ = ("collection", "filter", "after")
