@@ -41,8 +41,10 @@ from .tls import Certificates
 
 __all__ = ["Node", "address_of"]
 
-_SETTLE_S = 0.2
-"""After the last call in flight has ended: what clients sent before they were told to go elsewhere arrives in it."""
+_NOTICE_S, _SETTLE_S = 0.3, 0.1
+"""New calls are refused for so long before connections are ended: gRPC cancels what arrives in the very moment that it
+tells a client to go elsewhere, and CANCELLED is nothing that clients try again. By then they have all been refused, and
+are elsewhere, or waiting to try again. And how often it is looked whether calls in flight have ended."""
 _HANDSHAKE_S_MAX = 20
 _STOPPING = "the server is being stopped"
 _SEARCH = f"/{COLLECTIONS}/Search"
@@ -186,8 +188,8 @@ class Node:
     def _end_calls(self, within_s: float) -> None:
         start_s = time.monotonic()
         self._log.info("draining", in_flight=self._in_flight(), within_s=within_s)
-        # Clients are told to go elsewhere; what they sent before they knew is refused at the door.
-        ended: threading.Event = self._server.stop(within_s)
+        threading.Event().wait(min(_NOTICE_S, within_s))
+        ended: threading.Event = self._server.stop(max(0.0, within_s - _NOTICE_S))
         while not ended.wait(_SETTLE_S) and self._in_flight():
             pass
         # What is left are those who watch the health, which else would hold the server up to the last second; or
