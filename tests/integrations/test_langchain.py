@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
+from langchain_core.indexing import IndexingResult, InMemoryRecordManager, aindex, index
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
 import vecstore
@@ -172,6 +173,34 @@ def test_a_failed_call_says_how_much_is_in(database: Database) -> None:
     with pytest.raises(InvalidArgument) as failed:
         store.add_documents([*documents, Document("abc", metadata={"n": "many"})])
     assert failed.value.details["committed"] == BATCH_DOCUMENTS == store.collection.count()
+
+
+def test_langchains_indexing_keeps_the_store_up_to_date(database: Database) -> None:
+    """LangChain's own indexing adds what is new, skips what is known and removes what is gone, sync and async."""
+    store = VecstoreVectorStore.create(database, Letters())
+    manager = InMemoryRecordManager("letters")
+    manager.create_schema()
+    documents = [Document(text, metadata={"source": text}) for text in ("a", "b", "c")]
+
+    def update(texts: list[Document]) -> IndexingResult:
+        return index(texts, manager, store, cleanup="full", source_id_key="source", key_encoder="sha256")
+
+    async def aupdate(texts: list[Document]) -> IndexingResult:
+        return await aindex(texts, manager, store, cleanup="full", source_id_key="source", key_encoder="sha256")
+
+    assert update(documents)["num_added"] == 3
+    again = asyncio.run(aupdate(documents[1:]))
+    assert (again["num_added"], again["num_skipped"], again["num_deleted"]) == (0, 2, 1)
+    assert store.collection.count() == 2
+    assert asyncio.run(aupdate(documents))["num_added"] == 1
+
+
+def test_a_batch_is_one_record(database: Database) -> None:
+    """`batch_size` is how many documents are embedded and written at a time."""
+    store = VecstoreVectorStore.create(database, Letters())
+    before = database.status()["lsn"]
+    store.add_documents([Document("abc")] * 5, batch_size=2)
+    assert database.status()["lsn"] == before + 3
 
 
 def test_metadata_may_not_hide_the_text(database: Database) -> None:

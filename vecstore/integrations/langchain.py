@@ -42,7 +42,7 @@ except ImportError as exc:
 __all__ = ["VecstoreVectorStore"]
 
 BATCH_DOCUMENTS = 1000
-"""Documents embedded and written in one record, unless vectors are so long that fewer fit."""
+"""Documents embedded and written in one record, unless told."""
 
 
 class VecstoreVectorStore(VectorStore):
@@ -115,13 +115,22 @@ class VecstoreVectorStore(VectorStore):
 
     # -- writing
 
-    def add_documents(self, documents: list[Document], *, ids: list[str] | None = None, **kwargs: Any) -> list[str]:
-        """Add documents, or replace those of the same ids, in records of `BATCH_DOCUMENTS`.
+    def add_documents(
+        self,
+        documents: list[Document],
+        *,
+        ids: list[str] | None = None,
+        batch_size: int = BATCH_DOCUMENTS,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Add documents, or replace those of the same ids, record by record.
 
         Parameters
         ----------
         ids
             Beat the documents' own; documents without either get new ones.
+        batch_size
+            Documents embedded and written at a time, in one record; fewer where vectors are long.
         kwargs
             Passed to `Collection.upsert`: `ack`, `timeout`.
 
@@ -136,17 +145,22 @@ class VecstoreVectorStore(VectorStore):
             `details["committed"]` says how many documents are in the store; whole records, in order.
         """
         named = self._named(documents, ids)
-        for start, batch, names in self._batches(documents, named):
+        for start, batch, names in self._batches(documents, named, batch_size):
             vectors = self._embedding.embed_documents([document.page_content for document in batch])
             self._write(start, names, vectors, batch, kwargs)
         return named
 
     async def aadd_documents(
-        self, documents: list[Document], *, ids: list[str] | None = None, **kwargs: Any
+        self,
+        documents: list[Document],
+        *,
+        ids: list[str] | None = None,
+        batch_size: int = BATCH_DOCUMENTS,
+        **kwargs: Any,
     ) -> list[str]:
         """See `add_documents`."""
         named = self._named(documents, ids)
-        for start, batch, names in self._batches(documents, named):
+        for start, batch, names in self._batches(documents, named, batch_size):
             vectors = await self._embedding.aembed_documents([document.page_content for document in batch])
             await asyncio.to_thread(self._write, start, names, vectors, batch, kwargs)
         return named
@@ -253,9 +267,12 @@ class VecstoreVectorStore(VectorStore):
         given = ids if ids is not None else [document.id for document in documents]
         return [id or str(uuid.uuid4()) for id in given]
 
-    def _batches(self, documents: list[Document], ids: list[str]) -> Iterator[tuple[int, list[Document], list[str]]]:
+    def _batches(
+        self, documents: list[Document], ids: list[str], batch_size: int
+    ) -> Iterator[tuple[int, list[Document], list[str]]]:
         # Vectors may take a quarter of a record, so that texts have the rest.
-        size = max(1, min(BATCH_DOCUMENTS, RECORD_BYTES_MAX // 4 // (4 * self.collection.dim)))
+        fitting = RECORD_BYTES_MAX // 4 // (4 * self.collection.dim)
+        size = max(1, min(batch_size, fitting, RECORD_POINTS_MAX))
         for start in range(0, len(documents), size):
             yield start, documents[start : start + size], ids[start : start + size]
 
