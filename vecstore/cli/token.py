@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..errors import AlreadyExists
+from ..errors import AlreadyExists, InvalidArgument
 from ..inputs import checked_name
 from .output import Output, reporting
 
@@ -62,7 +62,11 @@ def _append(file: Path, name: str, entry: str) -> None:
     import tomllib
 
     old = file.read_text() if file.exists() else ""
-    if any(one.get("name") == name for one in tomllib.loads(old).get("token", [])):
+    try:
+        names = [one.get("name") for one in tomllib.loads(old).get("token", [])]
+    except (ValueError, AttributeError, TypeError) as exc:
+        raise InvalidArgument(f"--add-to: {file} is no file of tokens: {exc}") from exc
+    if name in names:
         raise AlreadyExists(f"name: {file} has a token {name!r} already", details={"name": name})
     file.touch(mode=0o600)
     with file.open("a") as open_file:

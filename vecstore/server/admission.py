@@ -50,7 +50,7 @@ WINDOW_S, WINDOW_SAMPLES_MIN = 0.1, 10
 PROBE_WINDOWS = 100
 PRESSURE = 1.5
 """Arrivals for each call that finishes, above which a lane is under pressure."""
-PRESSURE_KEPT_S = 1.0
+PRESSURE_WINDOWS, PRESSURE_SMOOTHING, PRESSURE_KEPT_S = 3, 0.3, 1.0
 OLDEST_EVERY = 8
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 5.0
 _RANDOM = random.SystemRandom()
@@ -366,17 +366,23 @@ class _Lane:
         self.pressure = 1.0
         self._calm_wait_s, self._pressed_wait_s = waits_s
         self._arrived, self._finished, self._window_end_s, self._pressed_until_s = 0, 0, 0.0, -inf
+        self._arrivals, self._answers, self._high_windows = 0.0, 0.0, 0
 
     def arrival(self, now_s: float) -> None:
         """Count a call that came."""
+        if not self.running:
+            # Nobody waits: whatever was, it is over.
+            self._arrived, self._finished, self._high_windows, self._window_end_s = 0, 0, 0, now_s + WINDOW_S
         self._arrived += 1
-        if now_s < self._window_end_s:
+        if now_s < self._window_end_s or self._arrived < WINDOW_SAMPLES_MIN:
             return
-        if self._arrived >= WINDOW_SAMPLES_MIN:
-            # What filled the queue is not pressure yet: it may have been a burst.
-            self.pressure = self._arrived / max(1, self._finished)
-            if self.pressure > PRESSURE and self.queue.size:
-                self._pressed_until_s = now_s + PRESSURE_KEPT_S
+        self._arrivals += PRESSURE_SMOOTHING * (self._arrived - self._arrivals)
+        self._answers += PRESSURE_SMOOTHING * (self._finished - self._answers)
+        self.pressure = self._arrivals / max(1.0, self._answers)
+        # Some windows in a row: what comes at random comes in bursts, and callers may all begin at once.
+        self._high_windows = self._high_windows + 1 if self._arrived > PRESSURE * self._finished else 0
+        if self._high_windows >= PRESSURE_WINDOWS and self.queue.size >= self.limit.places:
+            self._pressed_until_s = now_s + PRESSURE_KEPT_S
         self._arrived, self._finished, self._window_end_s = 0, 0, now_s + WINDOW_S
 
     def finished(self) -> None:
