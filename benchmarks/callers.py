@@ -175,7 +175,7 @@ def _one(call: Call, query: Any, began_s: float, tally: Tally) -> None:
         call(query)
     except Exception as exc:  # noqa: BLE001 - whatever a call ends with is what is counted
         code = getattr(exc, "code", None)
-        tally.fail(code().name if callable(code) else type(exc).__name__)
+        tally.fail(code().name if callable(code) else f"{type(exc).__name__}: {exc}"[:200])
     else:
         tally.seconds.append(time.monotonic() - began_s)
 

@@ -114,7 +114,7 @@ def test_a_status_without_a_trailer_is_an_error_of_the_tree(code: grpc.StatusCod
     assert code.name in str(found)
     assert "said a proxy" in str(found)
     assert found.details["code"] == code.name
-    assert found.retryable == (code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"))
+    assert found.retryable == (code.name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED"))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ _CLASSES: dict[grpc.StatusCode, type[VecstoreError]] = {
     _Code.DATA_LOSS: errors.Damaged,
 }
 _OUTCOMES: dict[str, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
-_RETRYABLE = frozenset((_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.ABORTED))
+# CANCELLED by whom? Not by us, who would not ask: by a server that ends, or a proxy.
+_RETRYABLE = frozenset((_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.ABORTED, _Code.CANCELLED))
 _HINTS = {
     _Code.UNIMPLEMENTED: "is there a vecstore server at this address, and is it as new as this client?",
     _Code.RESOURCE_EXHAUSTED: "send less in one call, or ask for less",
