@@ -449,8 +449,7 @@ class RemoteDatabase(Database):
         self._connection.check_open()
         report: dict[str, Any] = {}
         for reply in self._connection.messages("Verify", pb.VerifyRequest(), None, primary=False):
-            if reply.report:
-                report = replies.tree_of(reply.report)
-            elif progress is not None:
+            report = replies.tree_of(reply.report)
+            if progress is not None:
                 progress(reply.done, reply.total)
         return report

@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from ..config import DIM_MAX
 from ..errors import InvalidArgument
-from ..fields import timestamp_us
+from ..fields import timestamp_text, timestamp_us
 from ..record import IdKind
 
 __all__ = ["Body", "read_payloads", "restore_moments", "unpack_body"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOMENT_LENGTH = len("1970-01-01T00:00:00.000000Z")
 _HEAD = struct.Struct("<BIIB")
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -78,13 +79,18 @@ def unpack_body(data: bytes) -> Body:
 
 
 def restore_moments(payloads: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Make moments again of the text under keys where the caller gave moments: only they declare a timestamp."""
+    """Make moments again of the text under keys where the caller gave moments: only they declare a timestamp.
+
+    Text that the caller gave beside them stays text, but where it is written as moments are: then it stays as written.
+    """
     for payload in payloads:
         for key in keys:
             text = payload.get(key)
-            if isinstance(text, str):
+            if isinstance(text, str) and len(text) == _MOMENT_LENGTH:
                 with contextlib.suppress(ValueError):
-                    payload[key] = _EPOCH + timedelta(microseconds=timestamp_us(text))
+                    us = timestamp_us(text)
+                    if timestamp_text(us) == text:
+                        payload[key] = _EPOCH + timedelta(microseconds=us)
 
 
 def _check_room(data: bytes, end: int, what: str) -> None:
