@@ -132,6 +132,23 @@ def test_compose_runs_the_server_as_it_should(name: str) -> None:
     assert settings.load(environment={**image_environment(), **environment}).server.data
 
 
+def test_compose_scrapes_what_the_alerts_ask_for() -> None:
+    """Prometheus reads the rules and the server's HTTP port, under the job's name that the rules know."""
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    config = yaml.safe_load(compose["configs"]["prometheus"]["content"])
+    (scrape,) = config["scrape_configs"]
+    jobs = set(re.findall(r'job="(\w+)"', (DEPLOY / "alerts.yaml").read_text()))
+    assert jobs == {scrape["job_name"]}
+    assert scrape["static_configs"] == [{"targets": [f"server:{image_environment()['VECSTORE_SERVER_HTTP'][-4:]}"]}]
+    mounted = [
+        volume.split(":") for name in ("prometheus", "grafana") for volume in compose["services"][name]["volumes"]
+    ]
+    assert all((DEPLOY / source).is_file() for source, _, _ in mounted)
+    assert config["rule_files"] == [mounted[0][1]]
+    for name in ("datasources", "dashboards"):
+        assert yaml.safe_load(compose["configs"][name]["content"])["apiVersion"] == 1
+
+
 @pytest.mark.parametrize("file", [*MANIFESTS, TEMPLATE], ids=lambda file: file.name)
 def test_manifests_keep_to_the_schemas_of_kubernetes(file: Path) -> None:
     """Every manifest is what Kubernetes allows, with no name that it does not know."""
