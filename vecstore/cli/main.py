@@ -28,6 +28,10 @@ _COMMANDS = {
     "serve": ("serve", "Serve a store to clients over gRPC."),
     "config": ("config", "Print the configuration of a server: each value, its origin, what it means."),
     "token": ("token", "Make a token for a server's callers, and the entry for its file."),
+    "snapshot": ("backup", "Write a snapshot of a store to a repository: a path, or a URL of s3, gs or az."),
+    "snapshots": ("backup", "List the snapshots of a repository, and what can be restored."),
+    "restore": ("backup", "Restore a store, or one collection, to an LSN or a time."),
+    "prune": ("backup", "Remove snapshots and archived log that are not to be kept."),
     "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
 }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
+from ..errors import InvalidArgument
 from .output import Output, duration, reporting
 from .where import missing, open_for_reading, open_for_writing, store_directory
 
@@ -27,6 +29,13 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
     print(f"store    {where}, {status['role']}, epoch {status['epoch']}")
     print(f"log      LSN {status['lsn']:,}, durable to {status['durable_lsn']:,}, chain {status['chain']}")
     print(f"lineage  {status['lineage']}, store {status['store_id']}")
+    archive = status.get("archive")
+    if archive:
+        behind = f"{archive['lag_records']:,} records, {duration(archive['lag_s'])} behind"
+        print(f"archive  {archive['repository']}, to LSN {archive['lsn']:,}, {behind}")
+        for trouble in (archive["problem"], archive["gap"]):
+            if trouble:
+                print(f"         {trouble}")
     collections = status["collections"]
     if not collections:
         print("no collections")
@@ -40,9 +49,21 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
 
 @click.command("verify")
 @click.argument("where")
+@click.option("--deep", is_flag=True, help="Of a repository: restore all of it, and compare digests.")
+@click.option("--scratch", metavar="DIR", help="With --deep: where to restore to.")
 @reporting
-def verify_command(out: Output, *, where: str) -> None:
-    """Recompute chain and digests of the store WHERE from the bytes; exit code 1 where something is damaged."""
+def verify_command(out: Output, *, where: str, deep: bool, scratch: str | None) -> None:
+    """Recompute chain and digests of the store WHERE from the bytes; exit code 1 where something is damaged.
+
+    WHERE may be a repository, too: then every file and range in it is read and compared with its checksum.
+    """
+    if _is_repository(where):
+        from .backup import verify_repository
+
+        verify_repository(out, where, deep=deep, scratch=scratch)
+        return
+    if deep or scratch is not None:
+        raise InvalidArgument("--deep, --scratch: they are for repositories; a store is always read whole")
     start_s = time.monotonic()
     # Verification is about what is on disk: no other process may be writing it.
     with open_for_writing(where) as db, out.meter("verify", "points") as meter:
@@ -52,6 +73,14 @@ def verify_command(out: Output, *, where: str) -> None:
     if not report["ok"]:
         out.say(f"error: {where}: {len(report['damaged'])} damaged places (vecstore doctor {where})")
         raise SystemExit(1)
+
+
+def _is_repository(where: str) -> bool:
+    """Return whether WHERE is a repository: a URL, or a folder with a repository's marker."""
+    if "://" in where:
+        return True
+    folder = Path(where.partition("#")[0])
+    return (folder / "vecstore-repository.json").is_file()
 
 
 def _print_verified(out: Output, report: dict[str, Any]) -> None:
