@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 
 import vecstore
-from vecstore import Database, VecstoreError
-from vecstore.config import MIB
-from vecstore.server.service import Service
-from vecstore.wire import status
+from vecstore import Database
+from vecstore.server.node import Node
+from vecstore.server.settings import ServerSettings, Settings
 from vecstore.wire.methods import METHODS, Method
 
-__all__ = ["Wire", "served", "serving"]
-
-MESSAGE_BYTES_MAX = 40 * MIB
-
-
-class _Answering(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Makes statuses of errors, and nothing else that a server's own interceptors do."""
-
-    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        handler = continuation(details)
-        if handler is None:
-            return None
-        call = handler.unary_unary or handler.unary_stream or handler.stream_stream
-
-        def refuse(error: VecstoreError, context: Any) -> None:
-            code, message, metadata = status.trailers(error)
-            context.set_trailing_metadata(metadata)
-            context.abort(code, message)
-
-        def answered(request: Any, context: Any) -> Any:
-            try:
-                return call(request, context)
-            except VecstoreError as exc:
-                refuse(exc, context)
-
-        def streamed(request: Any, context: Any) -> Any:
-            try:
-                yield from call(request, context)
-            except VecstoreError as exc:
-                refuse(exc, context)
-
-        if handler.unary_unary:
-            return handler._replace(unary_unary=answered)
-        return handler._replace(**{"stream_stream" if handler.request_streaming else "unary_stream": streamed})
+__all__ = ["Wire", "served", "serving", "serving_node"]
 
 
 class Wire:
@@ -93,18 +58,27 @@ class Wire:
 
 @contextmanager
 def serving(database: Database, **options: Any) -> Iterator[str]:
-    """Serve a database that is open in this process; gives HOST:PORT."""
-    threads = ThreadPoolExecutor(16)
-    limit = [("grpc.max_receive_message_length", MESSAGE_BYTES_MAX), ("grpc.so_reuseport", 0)]
-    service = Service(database, **{"region": "here", "role": lambda: "primary", **options})
-    server = grpc.server(threads, service.handlers(), [_Answering()], limit)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+    """Serve a database that is open in this process, and close it at the end; gives HOST:PORT.
+
+    Parameters
+    ----------
+    options
+        Sections of the settings by name, as in ``limits=AdmissionSettings(...)``.
+    """
+    with serving_node(database, **options) as node:
+        yield node.grpc_address
+
+
+@contextmanager
+def serving_node(database: Database, **options: Any) -> Iterator[Node]:
+    """Serve a database that is open in this process; gives the whole server."""
+    server = ServerSettings(listen="127.0.0.1:0", http="", region="here")
+    node = Node(Settings(**{"server": server, **options}), open_store=lambda: database)
+    node.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield node
     finally:
-        server.stop(None).wait()
-        threads.shutdown()
+        node.drain(0.0)
 
 
 @contextmanager

