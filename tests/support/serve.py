@@ -21,10 +21,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from prometheus_client.parser import text_string_to_metric_families
 
 from vecstore.record import IdKind, PointsBody, id_key
+from vecstore.server import settings
+from vecstore.server.node import Node
+from vecstore.server.settings import Settings
 from vecstore.wire.methods import METHODS
 from vecstore.wire.v1 import store_pb2 as pb
 
-__all__ = ["Served", "call", "filled", "health", "points", "process", "started"]
+__all__ = ["Served", "call", "filled", "health", "load", "node", "points", "process", "started"]
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
@@ -174,3 +177,28 @@ def points(number: int, ids: Sequence[int], dim: int = 4) -> pb.UpsertRequest:
     rows = np.stack([np.random.default_rng(i).standard_normal(dim).astype(np.float32) for i in ids])
     body = PointsBody(IdKind.INT, [id_key(i) for i in ids], [b"{}"] * len(ids), rows)
     return pb.UpsertRequest(collection=number, body=b"".join(body.encode()))
+
+
+@contextmanager
+def node(data: Path | str, flags: Mapping[tuple[str, str], Any] | None = None, **more: Any) -> Iterator[Node]:
+    """Run a server in this process, on free ports; drained when the body ends.
+
+    Parameters
+    ----------
+    flags
+        Options by section and name.
+    more
+        Of `Node`.
+    """
+    places = {("server", "data"): str(data), ("server", "listen"): "127.0.0.1:0", ("server", "http"): "127.0.0.1:0"}
+    running = Node(load({**places, **(flags or {})}), **more)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.drain(0.0)
+
+
+def load(flags: Mapping[tuple[str, str], Any]) -> Settings:
+    """Return settings of flags alone, whatever the environment says."""
+    return settings.load(None, flags, {})

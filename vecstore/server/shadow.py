@@ -10,6 +10,7 @@ callers out.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -32,6 +33,7 @@ __all__ = ["Shadow"]
 _WINDOW_SEARCHES = 200
 _TRIES = 3
 _PAUSE_S_MIN = 0.005
+_LOG = logging.getLogger("vecstore.server")
 
 
 class Shadow:
@@ -95,16 +97,22 @@ class Shadow:
     def _run(self) -> None:
         while (request := self._queue.get()) is not None and not self._closed.is_set():
             start_s = time.monotonic()
-            collection = self._find(request.collection)
-            if collection is None:
-                continue
             try:
-                self._measure(collection, request)
-            except VecstoreError:
-                # Dropped meanwhile, or no longer a search that is allowed: the next one tells more.
-                self._count(collection, "failed", None)
+                self._repeat(request)
+            except Exception:  # noqa: BLE001 - logged; the next search may go better
+                _LOG.exception("a search was not repeated")
             took_s = time.monotonic() - start_s
             self._closed.wait(max(_PAUSE_S_MIN, took_s * (1 / self._time_share - 1)))
+
+    def _repeat(self, request: pb.SearchRequest) -> None:
+        collection = self._find(request.collection)
+        if collection is None:
+            return
+        try:
+            self._measure(collection, request)
+        except VecstoreError:
+            # Dropped meanwhile, or no longer a search that is allowed: the next one tells more.
+            self._count(collection, "failed", None)
 
     def _measure(self, collection: Collection, request: pb.SearchRequest) -> None:
         if self._is_busy():
