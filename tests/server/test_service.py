@@ -6,24 +6,23 @@ import json
 import os
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
 from tests.support.server import Wire
-from vecstore import Collection, Database, NotFound, VecstoreError
+from vecstore import Collection, Database, NotFound
 from vecstore.clock import SystemClock
-from vecstore.record import IdKind, PointsBody, id_key
 from vecstore.server import caller
 from vecstore.server.caller import Caller, Grant
 from vecstore.server.service import Service
-from vecstore.wire import codec, status
+from vecstore.wire import codec
 from vecstore.wire.methods import BY_PATH
 from vecstore.wire.v1 import store_pb2 as pb
 
+from .requests import ALL, body, failed, upsert
+
 VECTORS = np.eye(4, dtype=np.float32)
 PAYLOADS: list[dict[str, Any]] = [{"a": i, "b": [i, "é"]} for i in range(4)]
-ALL = pb.PayloadPart(all=True)
 
 
 @pytest.fixture
@@ -32,26 +31,6 @@ def docs(database: Database) -> Collection:
     docs = database.create_collection("docs", 4, metric="l2", fields={"a": "int64"})
     docs.upsert([0, 1, 2, 3], VECTORS, PAYLOADS)
     return docs
-
-
-def body(ids: list[Any], vectors: Any, payloads: list[Any]) -> bytes:
-    """Return the body of an upsert; payloads are bytes, or are written as JSON."""
-    pieces = [one if isinstance(one, bytes) else json.dumps(one).encode() for one in payloads]
-    kind = IdKind.INT if isinstance(ids[0], int) else IdKind.STR
-    keys = [id_key(id) for id in ids]
-    return b"".join(PointsBody(kind, keys, pieces, np.asarray(vectors, np.float32)).encode())
-
-
-def upsert(docs: Collection, ids: list[Any], vectors: Any, payloads: list[Any], **write: Any) -> pb.UpsertRequest:
-    """Return the request of an upsert."""
-    return pb.UpsertRequest(write=pb.Write(**write), collection=docs.number, body=body(ids, vectors, payloads))
-
-
-def failed(call: Any) -> VecstoreError:
-    """Return the error that a call ends with."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return status.error_from(caught.value)
 
 
 def test_describe_says_which_store_it_is(database: Database, wire: Wire, docs: Collection) -> None:

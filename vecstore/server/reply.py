@@ -7,7 +7,7 @@ point. Pure; no I/O.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,12 +15,31 @@ import numpy as np
 
 from .. import payload as payloads
 from ..api import Collection
+from ..config import MIB, PAYLOAD_BYTES_MAX
+from ..errors import Exhausted
 from ..hits import BatchHits, FoundHits
+from ..record import encode_json
 from ..values import Hits, Point, SearchBatch, Written
 from ..wire.codec import ACKS, pack_blobs, pack_floats, pack_ids
 from ..wire.v1 import store_pb2 as pb
 
-__all__ = ["batch_reply", "collection_message", "json_bytes", "pack_points", "part_of", "search_reply", "written_reply"]
+__all__ = [
+    "Columns",
+    "batch_reply",
+    "collection_message",
+    "json_bytes",
+    "pack_points",
+    "part_of",
+    "search_reply",
+    "too_much",
+    "written_reply",
+]
+
+
+REPLY_BYTES_MAX = 128 * MIB
+"""Of ids, payloads and vectors in one message: what a client must be able to take."""
+_SMALL_COUNT = REPLY_BYTES_MAX // PAYLOAD_BYTES_MAX
+"""So few payloads always fit."""
 
 
 def json_bytes(value: object) -> bytes:
@@ -55,7 +74,7 @@ def search_reply(hits: Hits, epoch: int, keys: bool | tuple[str, ...], with_vect
     """Return the hits of one query."""
     reply = pb.SearchReply(epoch=epoch, lsn=hits.lsn, exact=hits.exact)
     if not isinstance(hits, FoundHits):
-        _put_points(reply.points, hits, keys, with_vector)
+        reply.points.CopyFrom(pack_points(hits, keys, with_vector))
         reply.scores = np.array([hit.score for hit in hits], "<f4").tobytes()
         return reply
     ids, scores, data, _, vectors = hits.columns
@@ -71,30 +90,82 @@ def search_reply(hits: Hits, epoch: int, keys: bool | tuple[str, ...], with_vect
     if data is not None:
         if keys is not True:
             data = [part_of(piece, keys) for piece in data]
+        sizes = list(map(len, data))
+        if count > _SMALL_COUNT and sum(sizes) > REPLY_BYTES_MAX:
+            raise too_much(sum(sizes))
         blobs = points.payloads
-        blobs.sizes = struct.pack(f"<{count}I", *map(len, data))
+        blobs.sizes = struct.pack(f"<{count}I", *sizes)
         blobs.data = b"".join(data)
     if vectors is not None:
         points.vectors.CopyFrom(pack_floats(np.stack(vectors)))
     return reply
 
 
-def pack_points(points: Sequence[Point], keys: bool | tuple[str, ...], with_vector: bool) -> pb.Points:
-    """Return points as columns; their payloads hold no more than what was asked for."""
-    packed = pb.Points()
-    _put_points(packed, points, keys, with_vector)
-    return packed
+class Columns:
+    """Points on their way into a message, one after another.
+
+    Parameters
+    ----------
+    with_payload, with_vector
+        Which columns there are.
+
+    Attributes
+    ----------
+    ids
+        Of the points so far.
+    bytes
+        About what the message will have.
+    """
+
+    def __init__(self, with_payload: bool, with_vector: bool) -> None:
+        self.ids: list[Any] = []
+        self.bytes = 0
+        self._payloads: list[bytes] | None = [] if with_payload else None
+        self._vectors: list[Any] | None = [] if with_vector else None
+
+    def add(self, point: Point) -> None:
+        """Take a point; its payload holds no more than what was asked for."""
+        self.ids.append(point.id)
+        self.bytes += 8 if isinstance(point.id, int) else 4 + len(point.id)
+        if self._payloads is not None:
+            # What was read is plain: written again it is canonical.
+            data = encode_json(point.payload)
+            self._payloads.append(data)
+            self.bytes += 4 + len(data)
+        if self._vectors is not None and point.vector is not None:
+            self._vectors.append(point.vector)
+            self.bytes += point.vector.nbytes
+
+    def pack(self) -> pb.Points:
+        """Return the message."""
+        packed = pb.Points()
+        if not self.ids:
+            return packed
+        packed.ids.CopyFrom(pack_ids(self.ids))
+        if self._payloads is not None:
+            packed.payloads.CopyFrom(pack_blobs(self._payloads))
+        if self._vectors is not None:
+            packed.vectors.CopyFrom(pack_floats(np.stack(self._vectors)))
+        return packed
 
 
-def _put_points(packed: pb.Points, points: Sequence[Point], keys: bool | tuple[str, ...], with_vector: bool) -> None:
-    if not points:
-        return
-    packed.ids.CopyFrom(pack_ids([point.id for point in points]))  # type: ignore[arg-type]
-    if keys is not False:
-        packed.payloads.CopyFrom(pack_blobs(payloads.encode_all([point.payload for point in points], len(points))))
-    if with_vector:
-        vectors: list[Any] = [point.vector for point in points]
-        packed.vectors.CopyFrom(pack_floats(np.stack(vectors)))
+def pack_points(points: Iterable[Point], keys: bool | tuple[str, ...], with_vector: bool) -> pb.Points:
+    """Return points as columns; raises `Exhausted` for more than one message holds."""
+    columns = Columns(keys is not False, with_vector)
+    for point in points:
+        columns.add(point)
+        if columns.bytes > REPLY_BYTES_MAX:
+            raise too_much(columns.bytes)
+    return columns.pack()
+
+
+def too_much(size: int) -> Exhausted:
+    """Return the error for an answer that one message does not hold."""
+    return Exhausted(
+        f"reply: the answer has {size} bytes or more; one message holds {REPLY_BYTES_MAX}",
+        hint="ask for fewer points, for less of their payloads, or scan",
+        details={"limit": "reply_bytes", "reply_bytes_max": REPLY_BYTES_MAX},
+    )
 
 
 def batch_reply(batch: SearchBatch, epoch: int, keys: bool | tuple[str, ...]) -> pb.SearchBatchReply:
@@ -112,6 +183,9 @@ def batch_reply(batch: SearchBatch, epoch: int, keys: bool | tuple[str, ...]) ->
         pieces = [piece for row in data for piece in row]
         if keys is not True:
             pieces = [part_of(piece, keys) for piece in pieces]
+        size = sum(map(len, pieces))
+        if size > REPLY_BYTES_MAX:
+            raise too_much(size)
         reply.points.payloads.CopyFrom(pack_blobs(pieces))
     return reply
 

@@ -24,7 +24,7 @@ from ..wire.codec import read_ack
 from ..wire.v1 import store_pb2 as pb
 from .deadline import write_left_s
 from .directory import Directory
-from .reply import pack_points, written_reply
+from .reply import Columns, written_reply
 
 __all__ = ["pieces", "progress_of", "upserts"]
 
@@ -142,24 +142,16 @@ def _upsert(
 def pieces(
     points: Iterator[Point], position: tuple[int, int], keys: bool | tuple[str, ...], with_vector: bool
 ) -> Iterator[pb.PointsReply]:
-    """Pack the points of a scan into messages of about `PIECE_BYTES`.
-
-    How large payloads are is seen when they are packed: the first message is small, and each tells how many points the
-    next may have.
-    """
+    """Pack the points of a scan into messages of about `PIECE_BYTES`."""
     epoch, lsn = position
-    count = 64
-    taken: list[Point] = []
+    taken = Columns(keys is not False, with_vector)
     for point in points:
-        taken.append(point)
-        if len(taken) >= count:
-            reply = pb.PointsReply(epoch=epoch, lsn=lsn, points=pack_points(taken, keys, with_vector))
-            size, sent = reply.ByteSize(), len(taken)
-            count = min(4 * sent, max(1, sent * PIECE_BYTES // size))
-            taken = []
-            yield reply
-    if taken:
-        yield pb.PointsReply(epoch=epoch, lsn=lsn, points=pack_points(taken, keys, with_vector))
+        taken.add(point)
+        if taken.bytes >= PIECE_BYTES:
+            yield pb.PointsReply(epoch=epoch, lsn=lsn, points=taken.pack())
+            taken = Columns(keys is not False, with_vector)
+    if taken.ids:
+        yield pb.PointsReply(epoch=epoch, lsn=lsn, points=taken.pack())
 
 
 class _Gone(Exception):
