@@ -79,7 +79,7 @@ def application(store: str, embed: Embed) -> FastAPI:
 
     @app.get("/healthz")
     async def health(request: Request) -> dict[str, int]:
-        return {"documents": await request.app.state.documents.count()}
+        return {"documents": await request.app.state.documents.count(timeout=2)}
 
     @app.put("/documents")
     async def put(request: Request, documents: Annotated[list[Document], Field(max_length=1000)]) -> dict[str, int]:

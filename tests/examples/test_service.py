@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
 import vecstore
+from tests.support.serve import process
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "service.py"
 DOCUMENTS = [
@@ -22,10 +24,10 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[httpx.Client]:
-    """Start the service on a free port with a store of its own; at the end stop it and see that it stopped well."""
-    command = [sys.executable, str(PROGRAM), "--port", "0", "--store", str(tmp_path / "store")]
+@contextmanager
+def running(store: str) -> Iterator[httpx.Client]:
+    """Start the service on a free port; at the end stop it and see that it stopped well."""
+    command = [sys.executable, str(PROGRAM), "--port", "0", "--store", store]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         said = []
@@ -43,6 +45,13 @@ def service(tmp_path: Path) -> Iterator[httpx.Client]:
             process.send_signal(signal.SIGTERM)
             rest = process.communicate(timeout=30)[1]
     assert "Application shutdown complete" in rest, rest
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[httpx.Client]:
+    """Run the service with a store of its own."""
+    with running(str(tmp_path / "store")) as client:
+        yield client
 
 
 def test_documents_are_put_searched_and_removed(service: httpx.Client) -> None:
@@ -77,3 +86,14 @@ def test_the_store_outlives_the_service(tmp_path: Path, service: httpx.Client) -
         vecstore.open(str(tmp_path / "store"))
     with vecstore.open(str(tmp_path / "store"), read_only=True) as db:
         assert db.collection("documents").count() == 3
+
+
+def test_two_services_share_a_server(tmp_path: Path) -> None:
+    """With host:port as their store, what one service takes in the other one finds; without the server it is 503."""
+    with process(tmp_path / "served") as server, running(server.grpc) as one:
+        with running(server.grpc) as other:
+            assert one.put("/documents", json=DOCUMENTS).json() == {"written": 3}
+            assert other.get("/search", params={"q": "noodles", "k": 1}).json()[0]["id"] == "2"
+            assert other.get("/documents/none").status_code == 404
+        server.end()
+        assert one.get("/healthz").status_code == 503
