@@ -22,14 +22,6 @@ _SECRETS = ("token", "authorization", "password", "secret", "payload", "vector",
 
 def begin(settings: LogSettings) -> None:
     """Send what is logged from now on to stderr, as settings say."""
-    shared: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(allow=()),
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        _with_trace,
-        _without_secrets,
-    ]
     last: list[Processor]
     if settings.format == "json" or (settings.format == "auto" and not sys.stderr.isatty()):
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=True, default=str)]
@@ -38,7 +30,7 @@ def begin(settings: LogSettings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=_shared(),
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
@@ -49,16 +41,6 @@ def begin(settings: LogSettings) -> None:
     foreign = logging.getLogger()
     foreign.handlers = [handler]
     foreign.setLevel(logging.WARNING)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
     set_level(settings)
 
 
@@ -69,8 +51,29 @@ def set_level(settings: LogSettings) -> None:
 
 def logger(name: str = "server") -> structlog.stdlib.BoundLogger:
     """Return the logger of a part of the server; events are short sentences, all else are fields."""
-    found: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(f"vecstore.{name}")
+    # Wrapped by itself: a program that has a server in it may use structlog in its own way.
+    found: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(f"vecstore.{name}"),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_shared(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
     return found
+
+
+def _shared() -> list[Processor]:
+    """Return what is done to events, be they logged by the server or the library."""
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _with_trace,
+        _without_secrets,
+    ]
 
 
 def _with_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

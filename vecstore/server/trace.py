@@ -173,6 +173,8 @@ class _TracedDatabase(_Traced):
 
         @functools.wraps(found)
         def handle(*args: Any, **kwargs: Any) -> Collection:
-            return cast(Collection, _TracedCollection(found(*args, **kwargs), self._tracing))
+            # Finding one is a look-up; making one is work.
+            call = self._spanned(name, found) if name == "create_collection" else found
+            return cast(Collection, _TracedCollection(call(*args, **kwargs), self._tracing))
 
         return handle
