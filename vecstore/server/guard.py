@@ -357,6 +357,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             is_new = method.name == _CREATE or i > 0
             if not is_new and not who.sees(name):
                 self._audit("denied", ticket, reason="the caller does not see the collection")
+                ticket.is_denied = True
                 return
             if not who.may(method.role, name):
                 raise PermissionDenied(f"{who.name!r} has no grant of the role {method.role} on collection {name!r}")
@@ -379,7 +380,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             ticket.service_s = self._pool.now_s() - ticket.entered_s
         if isinstance(worded, PermissionDenied):
             self._audit("denied", ticket, reason=str(worded))
-        elif entry.is_audited:
+        elif entry.is_audited and not ticket.is_denied:
             self._audit("admin call", ticket, error=type(worded).__name__)
         code, text, metadata = trailers(worded)
         self._observe(ticket, code)

@@ -87,6 +87,8 @@ class Ticket(Call):
         What it says of the trace that it belongs to.
     touches
         Names of the collections that it is about, as far as they were looked up.
+    is_denied
+        Whether it is about one that its caller does not see.
     """
 
     __slots__ = (
@@ -95,6 +97,7 @@ class Ticket(Call):
         "error",
         "event",
         "in_since_s",
+        "is_denied",
         "method",
         "out_since_s",
         "owed",
@@ -116,6 +119,7 @@ class Ticket(Call):
         self.owed = 0
         self.trace: Any = None
         self.touches: list[str] = []
+        self.is_denied = False
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("vecstore_ticket", default=None)
@@ -147,7 +151,7 @@ class Pool:
     clock
         The time.
     identify
-        Finds the caller of a ticket that has none yet, by gRPC's event.
+        Finds the caller of a ticket that has none yet, by gRPC's event, or the error that it is refused with.
     observer
         Is told of sheds, and of calls that never reached a handler.
     """
@@ -196,7 +200,7 @@ class Pool:
             ticket = Ticket(_OTHER, "other", ANYONE)
         ticket.job = (run, args)
         ticket.event = args[1]
-        if ticket.who is None and ticket.error is None and self.identify is not None:
+        if self.identify is not None:
             self.identify(ticket)
         now_s = ticket.arrived_s = self.now_s()
         if ticket.error is not None:
