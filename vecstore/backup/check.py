@@ -120,7 +120,7 @@ def _read_lineages(repository: Repository, names: list[str], found: _Findings) -
     return [
         Lineage(
             lineage,
-            sorted(manifests.get(lineage, []), key=lambda manifest: (manifest.lsn, manifest.id)),
+            sorted(manifests.get(lineage, []), key=lambda manifest: (manifest.lsn, manifest.wall_time_us)),
             heads.get(lineage, {}),
             {branch: sorted(held) for branch, held in ranges.get(lineage, {}).items()},
         )

@@ -8,10 +8,13 @@ a snapshot renews what it said every `BEAT_S`, a prune stops by itself long befo
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+import msgspec
 
 from ..errors import AlreadyExists, NotFound, Unavailable, VecstoreError
 from . import layout
@@ -78,8 +81,10 @@ def pruning(repository: Repository, now_us: int) -> Iterator[None]:
     Unavailable
         Another one is.
     """
+    # Random, since an object that is created again with the same bytes counts as its own.
+    word = msgspec.json.encode({"who": secrets.token_hex(8), "since_us": now_us})
     try:
-        repository.create(layout.PRUNING, b'{"since_us": %d}\n' % now_us)
+        repository.create(layout.PRUNING, word)
     except AlreadyExists:
         since_us = _stat(repository, layout.PRUNING) or now_us
         if now_us - since_us < PRUNING_STALE_S * 1e6:
@@ -87,7 +92,7 @@ def pruning(repository: Repository, now_us: int) -> Iterator[None]:
                 f"repository: another prune of {repository.where} is at work",
                 hint="wait for it; if it died, its word is void an hour after it began",
             ) from None
-        repository.replace(layout.PRUNING, b'{"since_us": %d}\n' % now_us)
+        repository.replace(layout.PRUNING, word)
     try:
         yield
     finally:

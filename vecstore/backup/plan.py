@@ -166,6 +166,10 @@ def beyond(history: Sequence[Epoch], ranges: Mapping[Branch, Sequence[RangeName]
     return min(found, default=None)
 
 
+def _age(manifest: Manifest) -> tuple[int, int]:
+    return manifest.lsn, manifest.wall_time_us
+
+
 # -- restore ---------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +224,7 @@ def plan_restore(lineage: Lineage, history: list[Epoch], target: Target, snapsho
         on_path = [m for m in on_path if m.id == snapshot]
         if not on_path:
             raise NotFound(f"repository: no snapshot {snapshot!r} leads to the target", details={"snapshot": snapshot})
-    base = max(on_path, key=lambda m: m.lsn, default=None)
+    base = max(on_path, key=_age, default=None)
     start = base.lsn if base is not None else 0
     way = cover(history, lineage.ranges, start)
     steps = [step for step in way if not _is_after(step.range.first, step.range.first_us, target)]
@@ -319,7 +323,7 @@ def plan_prune(lineage: Lineage, *, keep_last: int | None, keep_days: float | No
     kept: set[str] = set()
     needed: set[tuple[Branch, RangeName]] = set()
     for history in tips:
-        on_path = sorted((m for m in lineage.manifests if is_on(history, m)), key=lambda m: m.lsn)
+        on_path = sorted((m for m in lineage.manifests if is_on(history, m)), key=_age)
         stay = _stay(on_path, keep_last, keep_days, now_us)
         kept.update(m.id for m in stay)
     for history in tips:

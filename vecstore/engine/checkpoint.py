@@ -240,7 +240,8 @@ class Checkpointer:
             dropped, cut = self._committer.run(lambda: self._enter(entry))
             self._contents[entry.lsn] = contents
             for old in dropped:
-                self._contents.pop(old.lsn, None)
+                if old.lsn != entry.lsn:
+                    self._contents.pop(old.lsn, None)
             self._clean()
             if cut:
                 self._store.compact(Family.LOG)
