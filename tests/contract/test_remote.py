@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import vecstore
+from tests.support.memory import memory_folder
 from tests.support.server import served
 from vecstore import Database
 
@@ -28,14 +28,16 @@ class RemoteStore(DatabaseContract):
     """Supplies clients of servers in this process."""
 
     @pytest.fixture
-    def database(self, tmp_path: Path) -> Iterator[Database]:
-        with served(str(tmp_path / "store")) as address, vecstore.connect(address) as database:
-            yield database
+    def database(self) -> Iterator[Database]:
+        with memory_folder() as folder, served(str(folder / "store")) as address:
+            with vecstore.connect(address) as database:
+                yield database
 
     @pytest.fixture
-    def other(self, tmp_path: Path) -> Iterator[Database]:
-        with served(str(tmp_path / "other")) as address, vecstore.connect(address) as database:
-            yield database
+    def other(self) -> Iterator[Database]:
+        with memory_folder() as folder, served(str(folder / "store")) as address:
+            with vecstore.connect(address) as database:
+                yield database
 
 
 class TestLifecycle(RemoteStore, LifecycleContract):

@@ -24,7 +24,7 @@ UNDER_WAY_BYTES_MAX = 32 * MIB
 
 
 class Window:
-    """The records under way of one load.
+    """The records under way of one load. One thread may take records while another takes in acknowledgements.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ class Window:
         self._source = source
         self._sent: deque[pb.UpsertRequest] = deque()
         self._again: deque[pb.UpsertRequest] = deque()
-        self._bytes = 0
+        self._sent_bytes = 0
+        self._acknowledged_bytes = 0
         self.error: Exception | None = None
         self.is_exhausted = False
         self.committed = 0
@@ -56,7 +57,8 @@ class Window:
         """Whether one more record may be under way."""
         if self._again or not self._sent:
             return True
-        return len(self._sent) < UNDER_WAY_RECORDS_MAX and self._bytes < UNDER_WAY_BYTES_MAX
+        under_way = self._sent_bytes - self._acknowledged_bytes
+        return len(self._sent) < UNDER_WAY_RECORDS_MAX and under_way < UNDER_WAY_BYTES_MAX
 
     @property
     def is_done(self) -> bool:
@@ -77,13 +79,13 @@ class Window:
             self.is_exhausted = True
             return None
         self._sent.append(record)
-        self._bytes += len(record.body)
+        self._sent_bytes += len(record.body)
         return record
 
     def acknowledged(self, reply: pb.Written) -> Written:
         """Take in the acknowledgement of the oldest record under way."""
         record = self._sent.popleft()
-        self._bytes -= len(record.body)
+        self._acknowledged_bytes += len(record.body)
         self.committed += reply.count
         self.last = written_of(reply)
         return self.last

@@ -445,6 +445,10 @@ class RemoteDatabase(Database):
     def status(self) -> dict[str, Any]:
         return replies.tree_of(self._connection.read("Status", lambda _: pb.StatusRequest()).status)
 
+    def position(self) -> tuple[int, int]:
+        reply = self._connection.read("Describe", lambda _: pb.DescribeRequest())
+        return reply.epoch, reply.lsn
+
     def verify(self, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         self._connection.check_open()
         report: dict[str, Any] = {}
