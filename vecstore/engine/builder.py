@@ -1,7 +1,11 @@
-"""The builder: a thread that seals, merges, rewrites and retrains, off the path of every request.
+"""The builder: two threads that seal, and merge, rewrite and retrain, off the path of every request.
 
-It works from views and never holds up a write. What it makes is put in place by the committer between two groups. A
+They work from views and never hold up a write. What they make is put in place by the committer between two groups. A
 crash at any moment costs work, no data: files that no checkpoint names are removed on the next open.
+
+Sealing has a thread of its own, at the priority of requests: rows that are not sealed are compared by every search, and
+a merge of large segments takes seconds. A segment is claimed by the thread that makes another of it; rows that are
+sealed meanwhile go to the next small segment.
 
 A shard tends towards one large sealed segment, one small one that takes in frozen extents, and the growing extent:
 
@@ -21,8 +25,9 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -49,6 +54,8 @@ __all__ = ["Builder"]
 _log = logging.getLogger("vecstore")
 
 _IDLE_S = 0.5
+_QUIET_S = 1.0
+"""Where nothing was sealed for so long, small segments are measured, and memory is given back."""
 _NICENESS = 10
 _PAUSE_S_MAX = 60.0
 _RETRAIN_GROWTH = 4
@@ -66,6 +73,26 @@ class _Job:
     whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Work to be done: the segments that it replaces, and what makes the new one, given names of files to protect."""
+
+    segments: Sequence[Segment]
+    make: Callable[[set[str]], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One of the threads: what it does on a shard of a collection, and how that went."""
+
+    name: str
+    niceness: int
+    step: Callable[[int, int, set[str]], bool]
+    wake: threading.Event = field(default_factory=threading.Event)
+    failed: BaseException | None = None
+    thread: threading.Thread = field(default_factory=threading.Thread)
+
+
 class Builder:
     """Owns the background work on segments. `wake` and `optimize` may be called from any thread.
 
@@ -73,8 +100,6 @@ class Builder:
     ----------
     progress
         Notified whenever a piece of work is done, or fails.
-    failed
-        The error of the last attempt, None while all is well. Work is tried again, ever more seldom.
     """
 
     def __init__(
@@ -83,25 +108,37 @@ class Builder:
         self._state, self._committer, self._folder = state, committer, folder
         self._config, self._metrics = config, metrics
         self._wanted: set[int] = set()
-        self._wake = threading.Event()
         self._closing = False
+        self._claims = threading.Lock()
+        self._claimed: set[Segment] = set()
+        self._sealed_s: dict[tuple[int, int], float] = {}
         self.progress = threading.Condition()
-        self.failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._loop, name="vecstore-builder", daemon=True)
+        self._sealer = _Worker("vecstore-sealer", 0, self._seal_one)
+        self._tidier = _Worker("vecstore-builder", _NICENESS, self._tidy_one)
+        for worker in (self._sealer, self._tidier):
+            worker.thread = threading.Thread(target=self._loop, args=(worker,), name=worker.name, daemon=True)
+
+    @property
+    def failed(self) -> BaseException | None:
+        """The error of the last attempt, None while all is well. Work is tried again, ever more seldom."""
+        return self._sealer.failed or self._tidier.failed
 
     def start(self) -> None:
         """Begin to work."""
-        self._thread.start()
+        for worker in (self._sealer, self._tidier):
+            worker.thread.start()
 
     def wake(self) -> None:
         """Say that there may be work."""
-        self._wake.set()
+        for worker in (self._sealer, self._tidier):
+            worker.wake.set()
 
     def close(self) -> None:
-        """Stop after the piece of work under way."""
+        """Stop after the pieces of work under way."""
         self._closing = True
-        self._wake.set()
-        self._thread.join()
+        self.wake()
+        for worker in (self._sealer, self._tidier):
+            worker.thread.join()
 
     # -- callers' side -----------------------------------------------------------------------------------------------
 
@@ -111,7 +148,7 @@ class Builder:
         self._committer.run(lambda: self._freeze(number, definition), publishes=True)
         with self.progress:
             self._wanted.add(number)
-        self._wake.set()
+        self.wake()
         try:
             while True:
                 with self.progress:
@@ -146,56 +183,55 @@ class Builder:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _loop(self) -> None:
+    def _loop(self, worker: _Worker) -> None:
         # Who waits for an answer goes first: on Linux a priority is a thread's own.
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), worker.niceness)
         pause_s = _IDLE_S
         built = False
         while not self._closing:
             try:
-                worked = self._work()
+                worked = self._work(worker)
             except Closed:
                 return
             except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
-                self.failed = exc
+                worker.failed = exc
                 with self.progress:
                     self.progress.notify_all()
                 if self._committer.broken is not None:
                     return
                 pause_s = min(2 * pause_s, _PAUSE_S_MAX)
                 _log.exception("building failed; rows are scanned until it succeeds, tried again in %.0f s", pause_s)
-                self._pause(pause_s)
+                self._pause(worker, pause_s)
                 continue
-            self.failed, pause_s = None, _IDLE_S
+            worker.failed, pause_s = None, _IDLE_S
             if not worked:
-                if built:
+                # It holds up whoever asks for memory meanwhile.
+                if built and _is_past(max(self._sealed_s.values(), default=None)):
                     trim_memory()
-                self._wake.wait(_IDLE_S)
-                self._wake.clear()
-            built = worked
+                    built = False
+                worker.wake.wait(_IDLE_S)
+                worker.wake.clear()
+            built = built or worked
 
-    def _pause(self, pause_s: float) -> None:
+    def _pause(self, worker: _Worker, pause_s: float) -> None:
         """Wait after an error, though there is work: what failed may need time to mend. `close` ends it."""
         until_s = time.monotonic() + pause_s
         while not self._closing and (left_s := until_s - time.monotonic()) > 0:
-            self._wake.clear()
-            self._wake.wait(min(left_s, _IDLE_S))
+            worker.wake.clear()
+            worker.wake.wait(min(left_s, _IDLE_S))
 
-    def _work(self) -> bool:
-        """Do one piece of work, if there is any; report whether there was."""
+    def _work(self, worker: _Worker) -> bool:
+        """Do one piece of work on each shard that has any; report whether there was."""
         worked = False
         for number in list(self._state.view.collections):
             view = self._state.view.collections.get(number)
-            if view is None:
-                continue
-            whole = number in self._wanted
-            for i, shard in enumerate(view.shards):
+            for i in range(len(view.shards) if view is not None else 0):
                 if self._closing:
                     return False
-                with self._folder.making() as names, self._metrics.build_s.time():
+                with self._folder.making() as names:
                     try:
-                        done = self._step(_Job(view.state.definition, i, shard, whole), names)
+                        done = worker.step(number, i, names)
                     except FileNotFoundError:
                         if number in self._state.view.collections:
                             raise
@@ -207,48 +243,91 @@ class Builder:
                         self.progress.notify_all()
         return worked
 
-    def _step(self, job: _Job, names: set[str]) -> bool:
-        rows = job.shard.sealed.rows + sum(growing.rows for growing in job.shard.growing)
-        scanned = job.definition.index != "flat" and kinds.plan(job.definition.index, rows, job.definition.dim) is None
-        if scanned and not job.shard.sealed.segments:
-            return False
-        frozen = [g for g in job.shard.growing if _is_frozen(job.shard, g)]
-        if frozen:
-            self._seal(job, [g.extent for g in frozen], names)
-            return True
-        return self._tidy(job, names)
+    @contextlib.contextmanager
+    def _claiming(self, number: int, i: int, choose: Callable[[_Job], _Piece | None]) -> Iterator[_Piece | None]:
+        """Choose a piece of work, and keep the other thread off its segments until it is done and can be seen."""
+        piece = None
+        with self._claims:
+            view = self._state.view.collections.get(number)
+            if view is not None:
+                piece = choose(_Job(view.state.definition, i, view.shards[i], number in self._wanted))
+            if piece is not None:
+                self._claimed.update(piece.segments)
+        if piece is None:
+            yield None
+            return
+        try:
+            with self._metrics.build_s.time():
+                yield piece
+        finally:
+            with self._claims:
+                self._claimed.difference_update(piece.segments)
 
-    def _tidy(self, job: _Job, names: set[str]) -> bool:
-        """Merge, rewrite or rebuild one segment, if one needs it."""
+    def _seal_one(self, number: int, i: int, names: set[str]) -> bool:
+        with self._claiming(number, i, self._to_seal) as piece:
+            if piece is None:
+                return False
+            piece.make(names)
+        self._sealed_s[number, i] = time.monotonic()
+        self._tidier.wake.set()
+        return True
+
+    def _to_seal(self, job: _Job) -> _Piece | None:
+        """Choose frozen extents and the small segment that takes them in, or none, if it is to be a new one."""
+        frozen = _frozen(job)
+        if not frozen:
+            return None
+        small = [
+            segment
+            for segment in job.shard.sealed.segments
+            if segment.rows + EXTENT_ROWS <= SMALL_SEGMENT_ROWS_MAX and segment not in self._claimed
+        ][:1]
+        return _Piece(small, lambda names: self._seal(job, small[0] if small else None, frozen, names))
+
+    def _tidy_one(self, number: int, i: int, names: set[str]) -> bool:
+        with self._claiming(number, i, self._to_tidy) as piece:
+            if piece is None:
+                return False
+            piece.make(names)
+        return True
+
+    def _to_tidy(self, job: _Job) -> _Piece | None:
+        """Choose one segment to rewrite or rebuild, or several to merge, if any needs it."""
         sealed = job.shard.sealed
-        for segment, dead in zip(sealed.segments, sealed.dead, strict=True):
+        if job.whole and (_frozen(job) or not self._claimed.isdisjoint(sealed.segments)):
+            # All that waits is sealed first: then there is one merge, not two.
+            return None
+        free = [(s, dead) for s, dead in zip(sealed.segments, sealed.dead, strict=True) if s not in self._claimed]
+        for segment, dead in free:
             if _is_wasteful(segment, dead):
-                self._rewrite(job, segment, names)
-                return True
+                return _Piece([segment], partial(self._rewrite, job, segment))
             if segment.index is None and _plan(job, segment.rows) is not None:
-                self._place(job, self._indexed(job, segment.extents, segment.rows, None), [segment], {})
-                self._metrics.rebuilt.inc()
-                return True
-        full = [s for s in sealed.segments if s.rows + EXTENT_ROWS > SMALL_SEGMENT_ROWS_MAX]
-        chosen = sealed.segments if job.whole else full
+                return _Piece([segment], partial(self._rebuild, job, segment))
+        chosen = [s for s, _ in free if job.whole or _is_full(s)]
         if len(chosen) > 1:
-            self._merge(job, chosen)
-            return True
-        for segment in sealed.segments:
+            return _Piece(chosen, lambda _: self._merge(job, chosen))
+        quiet = job.whole or _is_past(self._sealed_s.get((job.definition.id, job.number)))
+        for segment, _ in free:
             plan = _plan(job, segment.rows)
             if job.whole and plan is not None and segment.index is not None and _is_stale(segment, plan):
-                self._place(job, self._indexed(job, segment.extents, segment.rows, segment), [segment], {})
-                return True
-            if _needs_curve(segment, job.whole):
-                self._measure(job, segment)
-                return True
-        return False
+                return _Piece([segment], partial(self._renew, job, segment))
+            if (quiet or _is_full(segment)) and _needs_curve(segment, job.whole):
+                return _Piece([segment], partial(self._measure, job, segment))
+        return None
 
     # -- pieces of work ----------------------------------------------------------------------------------------------
 
-    def _seal(self, job: _Job, extents: list[Extent], names: set[str]) -> None:
+    def _rebuild(self, job: _Job, segment: Segment, _names: set[str]) -> None:
+        """Give a segment the index that it has lost."""
+        self._place(job, self._indexed(job, segment.extents, segment.rows, None), [segment], {})
+        self._metrics.rebuilt.inc()
+
+    def _renew(self, job: _Job, segment: Segment, _names: set[str]) -> None:
+        """Train a segment's index again."""
+        self._place(job, self._indexed(job, segment.extents, segment.rows, segment), [segment], {})
+
+    def _seal(self, job: _Job, small: Segment | None, extents: list[Extent], names: set[str]) -> None:
         """Take frozen extents into the small segment, or begin one."""
-        small = next((s for s in job.shard.sealed.segments if s.rows + EXTENT_ROWS <= SMALL_SEGMENT_ROWS_MAX), None)
         room = (SMALL_SEGMENT_ROWS_MAX - (small.rows if small else 0)) // EXTENT_ROWS
         taken: dict[Extent, Extent] = {}
         for extent in extents[: max(1, room)]:
@@ -306,7 +385,7 @@ class Builder:
         new = tuple(extent for segment in others for extent in segment.extents)
         self._place(job, self._grown(job, largest, largest.extents, new), segments, {})
 
-    def _measure(self, job: _Job, segment: Segment) -> None:
+    def _measure(self, job: _Job, segment: Segment, _names: set[str]) -> None:
         """Measure what efforts give which recall."""
         assert segment.index is not None
         vectors = job.shard.rows.vectors
@@ -392,6 +471,21 @@ def _plan(job: _Job, rows: int) -> kinds.Plan | None:
     return kinds.plan(kind, max(rows, EXACT_ROWS_MAX + 1) if kind == "auto" else rows, job.definition.dim)
 
 
+def _frozen(job: _Job) -> list[Extent]:
+    """Return the extents that are to be sealed: none while so few rows are scanned."""
+    definition = job.definition
+    rows = job.shard.sealed.rows + sum(growing.rows for growing in job.shard.growing)
+    scanned = definition.index != "flat" and kinds.plan(definition.index, rows, definition.dim) is None
+    if scanned and not job.shard.sealed.segments:
+        return []
+    return [growing.extent for growing in job.shard.growing if _is_frozen(job.shard, growing)]
+
+
+def _is_full(segment: Segment) -> bool:
+    """Whether a segment takes in no more extents."""
+    return segment.rows + EXTENT_ROWS > SMALL_SEGMENT_ROWS_MAX
+
+
 def _is_frozen(shard: ShardView, growing: Growing) -> bool:
     """Whether an extent takes no more rows, all of which the view shows."""
     if growing.rows != growing.extent.rows:
@@ -458,6 +552,11 @@ def _is_done(job: _Job) -> bool:
         if plan is not None and (segment.index is None or _is_stale(segment, plan)):
             return False
     return True
+
+
+def _is_past(moment_s: float | None) -> bool:
+    """Whether a moment is long enough ago for things to be quiet."""
+    return moment_s is None or time.monotonic() - moment_s > _QUIET_S
 
 
 def _left(deadline_s: float | None) -> float:

@@ -19,6 +19,7 @@ from ..errors import Damaged
 from ..record import DIGEST_MODULUS, key_id
 from ..storage.base import Family
 from ..storage.catalog import CollectionState
+from .checkpoint import needed_files
 from .engine import Engine
 from .extent import Slot, read_file
 from .recovery import LogReader
@@ -215,6 +216,9 @@ def _check_files(engine: Engine, view: View, damaged: list[dict[str, Any]]) -> N
                     try:
                         read_file(folder, extent.file, scratch, Slot(0, deque()))
                     except Damaged as exc:
+                        if extent.file.name not in needed_files([], [], engine.state.view):
+                            # Rewritten or dropped since the view was taken: its file may be gone.
+                            continue
                         name = collection.state.definition.name
                         report = {"place": "extent", "collection": name, "why": str(exc)} | exc.details
                         damaged.append(report)
