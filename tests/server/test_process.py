@@ -113,6 +113,20 @@ def test_without_data_it_says_what_to_give() -> None:
     assert "server.data" in json.loads(done.stdout)["error"]["message"]
 
 
+def test_without_its_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    """On an install without the server's libraries help works, and the command names the extra; nothing is made."""
+    blocked = "import sys; sys.modules['prometheus_client'] = sys.modules['structlog'] = None; "
+    code = f"{blocked} from vecstore.cli.main import main; sys.argv[0] = 'vecstore'; main()"
+    store = tmp_path / "store"
+    for arguments, exit_code, word in ((["--help"], 0, "--listen"), (["--data", str(store)], 1, "vecstore-db[server]")):
+        command = [sys.executable, "-c", code, "serve", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == exit_code
+        assert word in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert not store.exists()
+
+
 def test_insecure_listens_everywhere(tmp_path: Path) -> None:
     """With --insecure it listens on all addresses, and the log warns of it."""
     with process(tmp_path / "store", "--listen", "0.0.0.0:0", "--insecure") as served, served.channel() as channel:

@@ -56,14 +56,18 @@ class Certificates:
         settings = self._settings
         chain, key = _pem(settings.certificate, "certificate"), _pem(settings.key, "key")
         authorities = _pem(settings.client_ca, "client_ca") if settings.client_ca else None
+        # gRPC takes anything and then refuses every connection: what is wrong is said beforehand.
         try:
-            # gRPC takes anything and then refuses every connection: OpenSSL says beforehand what is wrong.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
             expiry_s = min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(chain)).timestamp()
+        except ValueError as exc:
+            raise InvalidArgument(f"tls.certificate: {settings.certificate} holds no certificate: {exc}") from exc
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
         except (ssl.SSLError, ValueError, OSError) as exc:
             raise InvalidArgument(
-                f"tls: {settings.certificate} and {settings.key} cannot be used together: {exc}"
+                f"tls.key: {settings.key} is not a key that can be used with {settings.certificate}: {exc}",
+                hint="a PEM file without a password, of the same pair",
             ) from exc
         if authorities is not None:
             try:
