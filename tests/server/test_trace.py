@@ -7,19 +7,24 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.support.serve import call, filled, node
+from tests.support.serve import call, filled, node, process
 from vecstore import EngineMissing, Unavailable
 from vecstore.server import log, trace
 from vecstore.server.settings import LogSettings, TraceSettings
@@ -131,6 +136,47 @@ def test_without_a_provider_nothing_is_traced() -> None:
     """A process without a tracer provider makes no spans, and its calls cost nothing."""
     assert trace.begin(TraceSettings()) is None
     assert trace.current_ids() == {}
+
+
+@contextmanager
+def collector() -> Iterator[tuple[str, list[Any]]]:
+    """A collector that takes spans over OTLP: its URL, and the spans that have come."""
+    spans: list[Any] = []
+
+    def export(request: ExportTraceServiceRequest, _: grpc.ServicerContext) -> ExportTraceServiceResponse:
+        for of_resource in request.resource_spans:
+            for of_scope in of_resource.scope_spans:
+                spans.extend((of_resource.resource, span) for span in of_scope.spans)
+        return ExportTraceServiceResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        export,
+        request_deserializer=ExportTraceServiceRequest.FromString,
+        response_serializer=ExportTraceServiceResponse.SerializeToString,
+    )
+    service = "opentelemetry.proto.collector.trace.v1.TraceService"
+    handlers = grpc.method_handlers_generic_handler(service, {"Export": handler})
+    server = grpc.server(ThreadPoolExecutor(1), [handlers])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}", spans
+    finally:
+        server.stop(None)
+
+
+def test_spans_reach_a_collector(tmp_path: Path) -> None:
+    """A server with an endpoint sends its spans there, the last ones when it ends; those not sampled stay home."""
+    with collector() as (url, spans):
+        variables = {"VECSTORE_SERVER_TRACE_ENDPOINT": url, "VECSTORE_SERVER_TRACE_SAMPLE_SHARE": "0"}
+        with process(tmp_path / "store", environment=variables) as served, served.channel() as channel:
+            number = filled(channel)
+            call(channel, "Count", pb.CountRequest(collection=number), metadata=(TRACEPARENT,))
+            assert served.end() == 0
+    assert {span.name for _, span in spans} == {"vecstore.v1.Collections/Count", "engine.count"}
+    assert {span.trace_id.hex() for _, span in spans} == {TRACE}
+    names = {attribute.key: attribute.value.string_value for attribute in spans[0][0].attributes}
+    assert names["service.name"] == "vecstore"
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
