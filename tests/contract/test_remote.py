@@ -29,15 +29,21 @@ class RemoteStore(DatabaseContract):
 
     @pytest.fixture
     def database(self) -> Iterator[Database]:
-        with memory_folder() as folder, served(str(folder / "store")) as address:
-            with vecstore.connect(address) as database:
-                yield database
+        with (
+            memory_folder() as folder,
+            served(str(folder / "store")) as address,
+            vecstore.connect(address) as database,
+        ):
+            yield database
 
     @pytest.fixture
     def other(self) -> Iterator[Database]:
-        with memory_folder() as folder, served(str(folder / "store")) as address:
-            with vecstore.connect(address) as database:
-                yield database
+        with (
+            memory_folder() as folder,
+            served(str(folder / "store")) as address,
+            vecstore.connect(address) as database,
+        ):
+            yield database
 
 
 class TestLifecycle(RemoteStore, LifecycleContract):
