@@ -26,7 +26,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.support.serve import call, filled, node, process
 from vecstore import EngineMissing, Unavailable
+from vecstore.clock import SystemClock
 from vecstore.server import log, trace
+from vecstore.server.admission import Kind
+from vecstore.server.pool import TICKET, Ticket
 from vecstore.server.settings import LogSettings, TraceSettings
 from vecstore.wire.v1 import store_pb2 as pb
 
@@ -102,6 +105,22 @@ def test_a_call_is_followed_into_the_engine(tmp_path: Path, traced: Traced) -> N
     assert engine.start_time is not None and server.start_time is not None
     assert engine.start_time >= server.start_time
     assert all(SECRET not in span.to_json() for span in spans.values())
+
+
+def test_a_span_begins_when_its_call_came(traced: Traced) -> None:
+    """What a call waited for its turn is part of its span, before the engine's part."""
+    ticket = Ticket(Kind("Search", "search", 0, is_write=False, limited=True), "/a.B/Search", None)
+    ticket.arrived_s = SystemClock().monotonic_s() - 2.0
+    left = TICKET.set(ticket)
+    try:
+        with traced.tracing.call("/a.B/Search"), traced.tracing.engine("search"):
+            pass
+    finally:
+        TICKET.reset(left)
+    server, engine = traced.spans()["a.B/Search"], traced.spans()["engine.search"]
+    assert server.start_time is not None and server.end_time is not None and engine.start_time is not None
+    assert 2.0 <= (server.end_time - server.start_time) / 1e9 < 10
+    assert 2.0 <= (engine.start_time - server.start_time) / 1e9 < 10
 
 
 def test_every_call_has_a_span_of_the_engine(tmp_path: Path, traced: Traced) -> None:

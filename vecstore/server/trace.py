@@ -16,7 +16,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from .. import __version__
 from ..api import Collection, Database
+from ..clock import SystemClock
 from ..errors import EngineMissing
+from .pool import TICKET
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
@@ -95,6 +97,7 @@ class Tracing:
         self._provider = provider
         self._owns_provider = owns_provider
         self._tracer = provider.get_tracer("vecstore", __version__)
+        self._clock = SystemClock()
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
@@ -102,10 +105,14 @@ class Tracing:
         """Make the body a span of the server, below the client's where metadata names one."""
         carrier = {key: value for key, value in metadata if key in ("traceparent", "tracestate")}
         service, _, method = path.strip("/").partition("/")
+        # A span begins when the call came, not when its turn did.
+        ticket = TICKET.get()
+        waited_s = 0.0 if ticket is None else self._clock.monotonic_s() - ticket.arrived_s
         with self._tracer.start_as_current_span(
             path.strip("/"),
             context=self._propagator.extract(carrier) if carrier else None,
             kind=api.SpanKind.SERVER,
+            start_time=(self._clock.wall_us() - round(waited_s * 1e6)) * 1000,
             attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
             record_exception=False,
             set_status_on_exception=False,
