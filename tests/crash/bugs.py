@@ -95,7 +95,7 @@ def witness_ignored() -> None:
 # -- the fold --------------------------------------------------------------------------------------------------------
 
 
-@bug("killed")
+@bug("died_when_applied")
 def digest_outside_the_batch() -> None:
     """The digest of a group is written with the next group, not in the batch that applies its own."""
     held: list[tuple[Family, bytes, bytes | None]] = []

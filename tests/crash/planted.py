@@ -77,15 +77,15 @@ def die(arguments: list[str]) -> None:
 
 
 def _die_at(family: str, piece: int) -> None:
-    """Let the process end, synced, after so many more writes to a family."""
+    """Let the process end, with all that was written on disk, after so many more writes to a family."""
     original, seen = RocksStore.write, [0]
 
-    def write_and_die(self: RocksStore, batch: Any) -> None:
-        original(self, batch)
+    def write_and_die(self: RocksStore, batch: Any, **options: Any) -> None:
+        original(self, batch, **options)
         if any(put[0] == family for put in getattr(batch, "batch", batch)):
             seen[0] += 1
             if seen[0] == piece:
-                self.sync()
+                self.flush()
                 os._exit(0)
 
     RocksStore.write = write_and_die  # type: ignore[method-assign]

@@ -100,6 +100,13 @@ def died_between_pieces(setting: Setting) -> None:
     setting.check(setting.place / "store", history)
 
 
+def died_when_applied(setting: Setting) -> None:
+    """A writer dies directly after the last piece of a record, and the families keep all of it."""
+    history = History(THREADS)
+    history.add(setting.child("die", setting.place / "store", setting.seed, "meta", 1).splitlines())
+    setting.check(setting.place / "store", history)
+
+
 def died_between_chunks(setting: Setting) -> None:
     """A writer dies when some of a record's chunks are in the log and others are not."""
     history = History(THREADS)
@@ -181,6 +188,7 @@ FINDERS: dict[str, Callable[[Setting], None]] = {
         killed,
         power,
         died_between_pieces,
+        died_when_applied,
         died_between_chunks,
         died_with_a_drop,
         failed_sync,

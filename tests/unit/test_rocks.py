@@ -235,6 +235,7 @@ def halt_writes(store: RocksStore, halted: bool) -> None:
 
 def stalled(tmp_path: Path) -> RocksStore:
     store = opened(tmp_path)
+    store.compact_by_itself()
     for limit in ("level0_file_num_compaction_trigger", "level0_slowdown_writes_trigger"):
         store._families[POINTS].set_options({limit: "36" if "slowdown" in limit else "30"})
     for i in range(3):

@@ -152,7 +152,6 @@ class Checkpointer:
         self._contents: dict[int, Contents] = {}
         self.slots: Slots | None = None
         self._log_start = log_start
-        self._flushed_bytes = 0
         self._dumped: dict[str, IndexFile] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -237,6 +236,7 @@ class Checkpointer:
             entry = Entry(view.lsn, view.chain.hex(), log_bytes, name, size, check)
             if still is not None:
                 still.keep(entry, contents.files())
+            self._store.flush_ahead()
             dropped, cut = self._committer.run(lambda: self._enter(entry))
             self._contents[entry.lsn] = contents
             for old in dropped:
@@ -246,10 +246,8 @@ class Checkpointer:
             if cut:
                 self._store.compact(Family.LOG)
             self._compact_points(view)
-            if log_bytes - self._flushed_bytes >= self._config.write_buffer_bytes:
-                # Buffers that were filled since: given back, instead of held until they are full again.
-                self._store.flush()
-                self._flushed_bytes = log_bytes
+            # Buffers that were filled since: given back, instead of held until they are full again.
+            self._store.trim()
             return entry
 
     def _compact_points(self, view: View) -> None:
@@ -268,7 +266,11 @@ class Checkpointer:
         return self._state.view, self._state.fold.tip.log_bytes
 
     def _enter(self, entry: Entry) -> tuple[list[Entry], bool]:
-        """Make a checkpoint valid, forget those that are not kept, cut the log. In the committer's thread."""
+        """Make a checkpoint valid, forget those that are not kept, cut the log. In the committer's thread.
+
+        What the log is cut of must be durable in the families.
+        """
+        self._store.flush()
         kept = [*(old for old in self.entries if old.lsn != entry.lsn), entry][-self._config.checkpoints_retained :]
         dropped = [old for old in self.entries if old not in kept]
         key = catalog.numbered(catalog.CHECKPOINT, entry.lsn)

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +104,7 @@ class Committer:
         self.applied = threading.Condition()
         self.broken: BaseException | None = None
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
+        self._sync_begins = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
 
     def start(self) -> None:
@@ -377,7 +378,7 @@ class Committer:
     def _commit(self, group: _Group) -> None:
         if group.staged:
             self._write_log(group)
-            syncing = self._syncer.submit(self._timed_sync) if group.durable else None
+            syncing = self._begin_sync() if group.durable else None
             # While the disk works: what no view shows yet, and what is not written before the sync is done.
             fold = self._state.fold
             batches = [self._store.prepare(b) for b in fold.batches(group.staged, self._config.write_points_max)]
@@ -386,7 +387,7 @@ class Committer:
                 syncing.result()
                 self._note_durable(group.staged[-1])
             for batch in batches:
-                self._store.write(batch)
+                self._store.write(batch, logged=False)
             fold.settle()
             self._publish()
         elif group.durable and self.durable_lsn < self._state.fold.tip.lsn:
@@ -406,8 +407,20 @@ class Committer:
                 group.written = True
             self._metrics.log_bytes.inc(staged.record.size)
 
+    def _begin_sync(self) -> Future[None]:
+        """Let the other thread sync, and go on only when it does.
+
+        A thread that just became ready would wait for the interpreter lock for a whole switch interval, since what
+        follows here never blocks: the disk would stand still meanwhile. It is given the lock here, and lets go of it
+        in the sync.
+        """
+        syncing = self._syncer.submit(self._timed_sync)
+        self._sync_begins.acquire()
+        return syncing
+
     def _timed_sync(self) -> None:
         with self._metrics.sync_s.time():
+            self._sync_begins.release()
             self._store.sync()
 
     def _note_durable(self, last: Staged) -> None:

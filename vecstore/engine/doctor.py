@@ -98,6 +98,7 @@ def _cut(store: KeyValueStore, directory: StoreDirectory, config: Config) -> dic
     fold = Fold(store, lineage[:16])
     _keep_provable(store, fold, config)
     dropped = _drop_rest(store, fold)
+    store.flush()
     if not _is_whole(store, fold):
         _forget_log(store, fold)
     mark = _last_mark(directory)
@@ -110,8 +111,8 @@ def _cut(store: KeyValueStore, directory: StoreDirectory, config: Config) -> dic
     store.write([(Family.LOG, key, value) for key, value in staged.record.chunks()])
     store.sync()
     for batch in fold.batches([staged], config.write_points_max):
-        store.write(batch)
-    store.sync()
+        store.write(batch, logged=False)
+    store.flush()
     _new_witness(directory, WitnessMark(fold.tip.lsn, fold.tip.chain, number))
     lost = None if mark is None or mark.lsn <= reached else [reached + 1, mark.lsn]
     return {"lsn": fold.tip.lsn, "epoch": number, "dropped": dropped, "lost": lost}
@@ -125,7 +126,7 @@ def _keep_provable(store: KeyValueStore, fold: Fold, config: Config) -> None:
                 return
             staged = fold.restage(record, trust=True)
             for batch in fold.batches([staged], config.write_points_max):
-                store.write(batch)
+                store.write(batch, logged=False)
             fold.settle()
     except Damaged:
         return

@@ -168,10 +168,8 @@ def recover(
         redone += 1
         if not read_only:
             for batch in fold.batches([staged], config.write_points_max):
-                store.write(batch)
+                store.write(batch, logged=False)
         fold.settle()
-    if redone and not read_only:
-        store.sync()
     recovered = Recovered(State(fold, directory.index), history, lineage, log_start=log.first or fold.tip.lsn + 1)
     if redone:
         recovered.findings.append(f"{redone} committed records were applied again")
@@ -179,6 +177,8 @@ def recover(
     for number in recovered.state.shards:
         recovered.state.touch(number)
     recovered.state.publish()
+    if not read_only:
+        store.compact_by_itself()
     return recovered
 
 

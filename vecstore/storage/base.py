@@ -5,10 +5,14 @@ Promises
 - A `Batch` is applied wholly or not at all, and is visible to `get` and `scan` when `write` returns. It is not durable.
 - Batches become durable in the order in which they were written: after a crash the store holds a prefix of them. `sync`
   returns when every batch written before it is durable.
+- A batch that is written with ``logged=False`` becomes durable by `flush` (or by itself, some time), not by `sync`:
+  after a crash the store may lack it, and every unlogged batch behind it, though it has logged ones that were written
+  later. What it has of unlogged batches is a prefix of them, and where it has one, it has the logged ones before it.
+  (While a `flush` is under way it may have later ones, but never of `Family.META`.)
 - Keys are ordered as bytes. `scan` reads the state at its creation.
 - Any error of `write` or `sync` means that what became of the batch is unknown, but for `Stalled`, which wrote nothing.
-- `write`, `sync` and `delete_range` are called by one thread at a time (the committer, or the one that syncs for it
-  while it waits); `get`, `scan`, `compact` and `flush` by any.
+- `write`, `sync`, `flush` and `delete_range` are called by one thread at a time (the committer, or the one that syncs
+  for it while it waits); `get`, `scan`, `compact`, `flush_ahead` and `trim` by any.
 - Corrupt bytes raise `Damaged` with the family and, where it is known, the key; they are never returned or skipped.
 """
 
@@ -56,12 +60,12 @@ class KeyValueStore(Protocol):
         """Bring a batch into the store's own form, so that its write takes less time. Writes nothing."""
         ...
 
-    def write(self, batch: Batch | Prepared) -> None:
+    def write(self, batch: Batch | Prepared, *, logged: bool = True) -> None:
         """Apply a batch atomically. Keep it small: it may hold the interpreter lock while it runs."""
         ...
 
     def sync(self) -> None:
-        """Make all that was written durable."""
+        """Make all logged batches that were written durable."""
         ...
 
     def get(self, family: Family, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -76,12 +80,26 @@ class KeyValueStore(Protocol):
         """Remove start <= key < stop."""
         ...
 
+    def compact_by_itself(self) -> None:
+        """Begin to compact in the background. An open store does not, so that no damage it meets stops what an open
+        has to write.
+        """
+        ...
+
     def compact(self, family: Family, start: bytes | None = None, stop: bytes | None = None) -> None:
         """Give back the space of what was removed."""
         ...
 
     def flush(self) -> None:
-        """Move what is buffered in memory into files, to give back memory and shorten recovery."""
+        """Move all that is buffered in memory into files: then all that was written is durable."""
+        ...
+
+    def flush_ahead(self) -> None:
+        """Move most of what is buffered into files, so that a `flush` that follows takes little time."""
+        ...
+
+    def trim(self) -> None:
+        """Give freed memory back to the system."""
         ...
 
     def disk_bytes(self) -> int:

@@ -13,6 +13,9 @@ What is hidden here, each with a test of its own:
 - Gets are always of lists: only these release the interpreter lock.
 - A write stall would freeze every thread: writes refuse to wait, and wait here, outside the interpreter lock.
 - `compact_range` keeps errors to itself, and `delete_range` alone frees nothing.
+- Batches that bypass the write-ahead log must reach the files of all families together, or not at all: RocksDB's own
+  flushes are atomic over the families, but a flush that is asked for is of one family. So the family that says how far
+  the others are (`Family.META`) goes last, while nothing is written.
 
 Values over 256 bytes of the log and the points live in blob files, so that compaction does not copy them again and
 again. There is no compression: vectors do not shrink. All I/O is RocksDB's, but for the count of bytes on disk.
@@ -74,6 +77,7 @@ READ_ONLY_TRIES_MAX: Final = 5
 COMPACTION_TRIES_MAX: Final = 5
 
 _BLOB_FAMILIES = frozenset({Family.LOG, Family.POINTS})
+_FLUSH_ORDER: Final = (*(family for family in Family if family is not Family.META), Family.META)
 
 
 def open_store(
@@ -126,14 +130,17 @@ class RocksStore:
             family: database.get_column_family_handle(family.value) for family in Family
         }
         self._cursors: weakref.WeakSet[_Cursor] = weakref.WeakSet()
-        self._write_options = WriteOptions()
-        self._write_options.no_slowdown = True
+        self._logged, self._unlogged = WriteOptions(), WriteOptions()
+        for options in (self._logged, self._unlogged):
+            options.no_slowdown = True
+        # A property, whatever the types of rocksdict say.
+        self._unlogged.disable_wal = True  # type: ignore[method-assign, assignment]
 
     def prepare(self, batch: Batch) -> Prepared:
         """Make RocksDB's own batch now; `write` then only hands it over."""
         return _PreparedBatch(batch, self._built(batch))
 
-    def write(self, batch: Batch | Prepared) -> None:
+    def write(self, batch: Batch | Prepared, *, logged: bool = True) -> None:
         """Apply a batch atomically; see `KeyValueStore`. It waits through a stall for up to `STALL_WAIT_S_MAX`.
 
         Raises
@@ -152,10 +159,10 @@ class RocksStore:
             return self._built(pairs) if made is None else made
 
         with self._gate:
-            self._commit(build)
+            self._commit(build, self._logged if logged else self._unlogged)
 
     def sync(self) -> None:
-        """Make all that was written durable."""
+        """Make all logged batches that were written durable."""
         with self._gate, self._mapped("syncing the write-ahead log", outcome="unknown"):
             self._database.flush_wal(True)
 
@@ -198,7 +205,13 @@ class RocksStore:
             return batch
 
         with self._gate:
-            self._commit(build)
+            self._commit(build, self._logged)
+
+    def compact_by_itself(self) -> None:
+        """Begin to compact in the background."""
+        with self._gate, self._mapped("setting options"):
+            for rows in self._families.values():
+                rows.set_options({"disable_auto_compactions": "false"})
 
     def compact(self, family: Family, start: bytes | None = None, stop: bytes | None = None) -> None:
         """Give back the space of what was removed.
@@ -227,10 +240,20 @@ class RocksStore:
             )
 
     def flush(self) -> None:
-        """Move what is buffered in memory into files, and give freed memory back to the system."""
+        """Move all that is buffered in memory into files; nothing may be written meanwhile."""
+        self.flush_ahead()
         with self._gate, self._mapped("flushing"):
-            for rows in self._families.values():
-                rows.flush(True)
+            self._families[Family.META].flush(True)
+
+    def flush_ahead(self) -> None:
+        """Move what is buffered of all families but the one that says how far they are; writes may go on."""
+        with self._gate, self._mapped("flushing"):
+            for family, rows in self._families.items():
+                if family is not Family.META:
+                    rows.flush(True)
+
+    def trim(self) -> None:
+        """Give freed memory back to the system."""
         _trim()
 
     def disk_bytes(self, suffix: str = "") -> int:
@@ -260,13 +283,16 @@ class RocksStore:
         for cursor in list(self._cursors):
             cursor.drop()
         self._handles.clear()
-        families = list(self._families.values())
-        self._families.clear()
+        families = [self._families.pop(family) for family in _FLUSH_ORDER]
+        # Closing a family flushes it, which fails once RocksDB has met an error. All that was synced stands in the
+        # write-ahead log, so nothing is lost by it, and the handles are let go all the same. But where one family was
+        # not flushed, none behind it may be.
         for rows in [*families, self._database]:
-            # Closing flushes, which fails once RocksDB has met an error. All that was synced stands in the write-ahead
-            # log, so nothing is lost by it, and the handles are let go all the same.
-            with contextlib.suppress(Exception):
+            try:
                 rows.close()
+            except Exception:  # noqa: BLE001  rocksdict raises nothing narrower
+                with contextlib.suppress(Exception):
+                    self._database.cancel_all_background(True)
         del self._database
 
     def _built(self, batch: Batch) -> WriteBatch:
@@ -283,12 +309,12 @@ class RocksStore:
                 built[key] = value
         return built
 
-    def _commit(self, build: Callable[[], WriteBatch]) -> None:
+    def _commit(self, build: Callable[[], WriteBatch], options: WriteOptions) -> None:
         """Write what `build` makes; RocksDB consumes a batch that it refuses, so each try has one of its own."""
         give_up = 0.0
         while True:
             try:
-                self._database.write(build(), self._write_options)
+                self._database.write(build(), options)
                 return
             except Exception as exc:
                 if not str(exc).startswith("Result incomplete"):
@@ -431,6 +457,7 @@ def _options(write_buffer_bytes: int, wal_bytes_max: int, strict: bool) -> tuple
     options.create_if_missing(True)
     options.create_missing_column_families(True)
     options.set_wal_recovery_mode(DBRecoveryMode.absolute_consistency() if strict else DBRecoveryMode.point_in_time())
+    options.set_atomic_flush(True)
     options.set_write_buffer_manager(WriteBufferManager(write_buffer_bytes, False))
     options.set_max_total_wal_size(wal_bytes_max)
     options.set_max_background_jobs(BACKGROUND_JOBS_MAX)
@@ -456,6 +483,7 @@ def _family_options(family: Family, write_buffer_bytes: int, cache: Cache) -> Op
     table.set_block_cache(cache)
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.none())
+    options.set_disable_auto_compactions(True)
     options.set_max_write_buffer_number(BUFFERS_PER_FAMILY_MAX)
     options.set_write_buffer_size(write_buffer_bytes // BUFFERS_OF_BUDGET)
     if family in _BLOB_FAMILIES:
