@@ -68,6 +68,8 @@ def test_a_second_run_does_only_what_changed(folder: Path) -> None:
     ]
     assert "letter.rst:1" in run(folder, "search", "umbrellas", "-k", "1")
     assert "recipe" not in run(folder, "search", "noodles", "-k", "9")
+    (folder / "poem.txt").write_text(POEM)
+    assert run(folder, "index", "texts").splitlines()[-1] == "2 passages in passages"
 
 
 def test_an_interrupted_run_is_completed(folder: Path) -> None:

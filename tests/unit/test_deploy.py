@@ -312,9 +312,9 @@ def test_the_image_runs_any_command(tmp_path: Path) -> None:
 
 
 def test_the_health_check_fails_where_nobody_is_ready() -> None:
-    """Without a server, or with another one at its port, the image's check fails and says so in a line."""
+    """Without a server, or with one that is alive and not ready, the image's check fails and says so in a line."""
     assert healthy(1).returncode == 1
-    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), Recovering) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -326,11 +326,13 @@ def test_the_health_check_fails_where_nobody_is_ready() -> None:
     assert done.stdout.startswith("not ready: ")
 
 
-class Elsewhere(http.server.BaseHTTPRequestHandler):
-    """A server of another kind: it does not know the path."""
+class Recovering(http.server.BaseHTTPRequestHandler):
+    """Answers as the server's HTTP port does while the store recovers."""
 
     def do_GET(self) -> None:
-        self.send_error(404)
+        self.send_response(503 if self.path == "/readyz" else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
