@@ -4,6 +4,9 @@ The id travels in a context variable, so that the interface has no argument for 
 client sent, the engine's calls pick it up, and a remote client sends it on. A call of many records gives each record
 an id of its own, made from the call's.
 
+So does the time after which the request must not be started: calls that change collections take no ``timeout``, and a
+server must not make a change that its client has given up on.
+
 >>> with request.use(request.new()):
 ...     docs.upsert(ids, vectors)
 """
@@ -11,6 +14,7 @@ an id of its own, made from the call's.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,9 +23,10 @@ import xxhash
 
 from .record import NO_REQUEST
 
-__all__ = ["current", "new", "part", "use"]
+__all__ = ["current", "deadline_s", "new", "part", "use"]
 
 _current: ContextVar[bytes] = ContextVar("vecstore_request_id", default=NO_REQUEST)
+_deadline_s: ContextVar[float | None] = ContextVar("vecstore_deadline_s", default=None)
 
 
 def new() -> bytes:
@@ -34,14 +39,28 @@ def current() -> bytes:
     return _current.get()
 
 
+def deadline_s() -> float | None:
+    """Return the monotonic time after which this context's request must not be started; None for never."""
+    return _deadline_s.get()
+
+
 @contextmanager
-def use(request_id: bytes) -> Iterator[None]:
-    """Make the calls of the body part of a request."""
+def use(request_id: bytes, timeout_s: float | None = None) -> Iterator[None]:
+    """Make the calls of the body part of a request.
+
+    Parameters
+    ----------
+    timeout_s
+        Seconds from now in which it may be started; None leaves that as it is.
+    """
     before = _current.set(request_id)
+    limit = None if timeout_s is None else _deadline_s.set(time.monotonic() + timeout_s)
     try:
         yield
     finally:
         _current.reset(before)
+        if limit is not None:
+            _deadline_s.reset(limit)
 
 
 def part(request_id: bytes, number: int) -> bytes:

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 import vecstore
-from vecstore import AlreadyExists, Collection, Database, InvalidArgument, NotFound, VecstoreError, request
+from vecstore import (
+    AlreadyExists,
+    Collection,
+    Database,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    VecstoreError,
+    request,
+)
 from vecstore.engine.settled import SETTLED_MAX, Settled
 
 Attempt = Callable[[Callable[[], Any]], Any]
@@ -168,8 +177,9 @@ def test_a_write_that_had_nothing_to_do_does_nothing_later(
         (lambda docs, database: database.drop_collection("later"), NotFound),
         (lambda docs, database: database.rename_collection("later", "other"), NotFound),
         (lambda docs, database: docs.add_field("a", "string"), InvalidArgument),
+        (lambda docs, database: docs.delete(filter={"b": {"$null": True}}), InvalidArgument),
     ],
-    ids=["create", "drop", "rename", "add-field"],
+    ids=["create", "drop", "rename", "add-field", "delete-where"],
 )
 def test_a_write_that_was_refused_stays_refused(
     docs: Collection,
@@ -182,12 +192,13 @@ def test_a_write_that_was_refused_stays_refused(
     with pytest.raises(error) as first:
         attempt(lambda: call(docs, database))
     database.create_collection("later", 2)
+    docs.add_field("b", "string")
     if error is AlreadyExists:
         database.rename_collection("docs", "papers")
     before = digests(database)
     with pytest.raises(error) as again:
         attempt(lambda: call(docs, database))
-    assert str(again.value) == str(first.value)
+    assert again.value.args == first.value.args
     assert digests(database) == before
 
 
@@ -244,6 +255,32 @@ def test_a_request_stays_known_when_the_store_is_opened_again(tmp_path: Path) ->
         number = database.create_collection("docs", 2).number
     with vecstore.open(str(tmp_path / "store")) as database, request.use(request_id):
         assert database.create_collection("docs", 2).number == number
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda docs, database: database.create_collection("later", 2),
+        lambda docs, database: database.rename_collection("docs", "papers"),
+        lambda docs, database: database.drop_collection("docs"),
+        lambda docs, database: docs.add_field("b", "string"),
+    ],
+    ids=["create", "rename", "drop", "add-field"],
+)
+def test_a_change_whose_time_has_passed_is_not_made(
+    docs: Collection, database: Database, call: Callable[[Collection, Database], Any]
+) -> None:
+    """Calls that take no timeout have that of their request: past it they are refused, and tried again they work."""
+    before = digests(database)
+    with request.use(request.new(), 0.0):
+        with pytest.raises(DeadlineExceeded) as caught:
+            call(docs, database)
+        assert caught.value.outcome == "refused"
+        assert digests(database) == before
+        with request.use(request.current(), 60.0):
+            call(docs, database)
+    assert digests(database)["lsn"] == before["lsn"] + 1
+    assert request.deadline_s() is None
 
 
 def test_what_is_settled_is_bounded() -> None:

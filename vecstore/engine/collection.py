@@ -273,9 +273,14 @@ class EmbeddedCollection(Collection):
 
     def _delete_where(self, filter: Filter, ack: Ack, deadline_s: float | None) -> Written:
         fields = self._now().state.definition.fields
-        condition = parse(filter, fields)
-        total = 0
         call_id = request.current()
+        try:
+            condition = parse(filter, fields)
+        except InvalidArgument as exc:
+            # Once the field is declared, another attempt of this request would find something to remove.
+            self._engine.settle(call_id, exc)
+            raise
+        total = 0
         for number in itertools.count():
             call = DeleteWhere(
                 ack=ack,
@@ -317,7 +322,7 @@ class EmbeddedCollection(Collection):
                     payloads.check(fields, [payloads.decode(data, True) for data in extent_rows])
             return Kind.FIELDS, self._number, {"fields": fields}
 
-        self._engine.submit(Schema(make=make))
+        self._engine.submit(Schema(make=make, deadline_s=request.deadline_s()))
 
     def optimize(self, *, progress: Callable[[int, int], None] | None = None, timeout: float | None = None) -> None:
         self._now()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import xxhash
 
-from .. import inputs
+from .. import inputs, request
 from .. import payload as payloads
 from ..api import Collection, Database
 from ..config import Config
@@ -159,7 +159,7 @@ class EmbeddedDatabase(Database):
             made = msgspec.structs.replace(definition, id=number, created_lsn=fold.tip.lsn + 1)
             return Kind.CREATE, number, made
 
-        call = Schema(make=make)
+        call = Schema(make=make, deadline_s=request.deadline_s())
         there = engine.state.view.names.get(name)
         if there is not None and call.request_id == NO_REQUEST:
             self._check_same(there, definition, exist_ok)
@@ -224,7 +224,7 @@ class EmbeddedDatabase(Database):
                 raise AlreadyExists(f"to: collection {to!r} exists", hint="replace=True drops it", details={"name": to})
             return Kind.RENAME, number, {"name": to, "replaces": other}
 
-        engine.submit(Schema(make=make))
+        engine.submit(Schema(make=make, deadline_s=request.deadline_s()))
 
     def drop_collection(self, name: str, *, missing_ok: bool = False) -> None:
         engine = self.engine
@@ -235,7 +235,7 @@ class EmbeddedDatabase(Database):
                 return None
             return Kind.DROP, self._number(name), {}
 
-        engine.submit(Schema(make=make))
+        engine.submit(Schema(make=make, deadline_s=request.deadline_s()))
 
     # -- the store ---------------------------------------------------------------------------------------------------
 

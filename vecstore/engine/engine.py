@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..index import device as devices
 from ..metrics import Metrics
-from ..record import Kind, Token, log_key
+from ..record import NO_REQUEST, Kind, Token, log_key
 from ..storage.base import Family
 from ..storage.catalog import APPLIED, Epoch
 from ..storage.directory import StoreDirectory
@@ -213,6 +213,12 @@ class Engine:
         assert self.builder is not None
         self.builder.wake()
         return result
+
+    def settle(self, request_id: bytes, error: VecstoreError) -> None:
+        """Let a request that was refused before it came to the committer be refused for good."""
+        if request_id != NO_REQUEST and self.committer is not None:
+            committer = self.committer
+            committer.run(lambda: committer.settled.refused(request_id, error))
 
     def admit_rows(self, number: int, deadline_s: float | None) -> None:
         """Wait until a collection takes more rows: those that no index has are bounded."""

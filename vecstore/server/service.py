@@ -238,9 +238,8 @@ class Service:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def _writing(self, write: pb.Write, context: grpc.ServicerContext) -> Any:
-        """Return the context of a write's request id; refuse the write where its time has passed."""
-        write_left_s(write, context, self._clock)
-        return request.use(write.request_id or NO_REQUEST)
+        """Return the context of a write's request id and deadline; refuse the write where its time has passed."""
+        return request.use(write.request_id or NO_REQUEST, write_left_s(write, context, self._clock))
 
     def _upsert(self, asked: pb.UpsertRequest, context: grpc.ServicerContext) -> pb.Written:
         body = unpack_body(asked.body)
