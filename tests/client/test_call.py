@@ -268,7 +268,7 @@ def test_a_clock_that_was_set_is_asked_again() -> None:
 
 
 def test_streams_wait_out_what_is_shed() -> None:
-    """Streams are not retried by gRPC: what the server sheds is begun again after the time it said, within the deadline."""
+    """Streams are not retried by gRPC: what is shed is begun again when it was told to."""
     call = session("primary").read(10.0, waits_out=True)
     failed(call, call.step(0.0), Overloaded("busy", retry_after_s=2.5))
     assert call.step(0.0).wait_s == 2.5

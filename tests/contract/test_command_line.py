@@ -184,12 +184,12 @@ def test_a_folder_that_is_no_store_is_left_untouched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_the_address_of_a_server_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """host:port is understood, and this version says that it has no server."""
+def test_what_works_on_a_directory_alone_refuses_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`doctor` is run where the store is: the address of a server is refused, and no folder of that name is made."""
     monkeypatch.chdir(tmp_path)
     for address in ("localhost:7601", "10.0.0.1:7601", "[::1]:7601"):
-        error, line = refused("status", address)
-        assert error["kind"] == "Unavailable"
+        error, line = refused("doctor", address)
+        assert error["kind"] == "InvalidArgument"
         assert address in line
         assert "server" in line
     assert list(tmp_path.iterdir()) == []

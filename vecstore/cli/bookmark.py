@@ -1,7 +1,8 @@
 """Remembers how far an import got, so that the same command continues after an interruption.
 
-A small file in the store's folder `imports/`, written anew after each record that was acknowledged: the place in the
-files, and the collection's digest and the store's LSN at that moment.
+A small file in the folder `imports/` of the store, or for a server's store of the user's own state, written anew after
+each record that was acknowledged: the place in the files, and the collection's digest and the store's LSN at that
+moment.
 
 Why resuming there is safe: the digest stands for the contents of the collection. Where the collection still has the
 digest of the bookmark, all rows before the place are in it exactly as the import left them, whatever happened in
@@ -60,7 +61,7 @@ class Shelf:
     A file that changed (another size or time) makes it another import.
     """
 
-    def __init__(self, where: str, collection: str, paths: Sequence[str], options: Sequence[str | None]) -> None:
+    def __init__(self, where: str | Path, collection: str, paths: Sequence[str], options: Sequence[str | None]) -> None:
         files = []
         for path in paths:
             state = os.stat(path)
@@ -77,7 +78,7 @@ class Shelf:
 
     def put(self, bookmark: Bookmark) -> None:
         """Replace the bookmark, whole."""
-        self._path.parent.mkdir(exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         new = self._path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode(bookmark))
         new.replace(self._path)

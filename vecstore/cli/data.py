@@ -23,7 +23,7 @@ from .bookmark import Shelf
 from .files import open_source
 from .ingest import import_sources
 from .output import Meter, Output, duration, reporting
-from .where import missing, open_for_reading, open_for_writing
+from .where import missing, open_for_reading, open_for_writing, reaching, state_folder
 
 __all__ = [
     "collections_command",
@@ -88,6 +88,7 @@ _FILTER_OPTION = click.option(
 @click.option("--metadata", callback=_json_object, metavar="JSON", help="What to keep with the collection.")
 @click.option("--exist-ok", is_flag=True, help="Fine if the collection exists and was created with the same arguments.")
 @reporting
+@reaching
 def create_command(
     out: Output,
     *,
@@ -143,6 +144,7 @@ def create_command(
 )
 @click.option("--restart", is_flag=True, help="Begin at the first row, even where an earlier run was interrupted.")
 @reporting
+@reaching
 def import_command(
     out: Output,
     *,
@@ -174,7 +176,7 @@ def import_command(
         if create and name not in db.collections():
             _create_for(db, name, sources[0], metric, _either(fields, infer_fields), index)
         collection = db.collection(name)
-        shelf = Shelf(where, name, files, [id_column, vector_column])
+        shelf = Shelf(state_folder(where), name, files, [id_column, vector_column])
         if restart:
             shelf.clear()
         with out.meter(f"import {name}") as meter:
@@ -233,6 +235,7 @@ def _create_for(
 @_FILTER_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace the file where there is one.")
 @reporting
+@reaching
 def export_command(
     out: Output, *, where: str, name: str, file: str, condition: dict[str, Any] | None, overwrite: bool
 ) -> None:
@@ -301,6 +304,7 @@ def _write_parquet(
 @click.option("--recall", type=float, help="Share of the true nearest to expect; 0.95 unless given.")
 @click.option("--exact", is_flag=True, help="Compare every point that matches.")
 @reporting
+@reaching
 def search_command(
     out: Output,
     *,
@@ -394,6 +398,7 @@ def _given_vector(text: str) -> npt.NDArray[Any]:
 @click.command("collections")
 @click.argument("where")
 @reporting
+@reaching
 def collections_command(out: Output, *, where: str) -> None:
     """List the collections of the store WHERE."""
     with open_for_reading(where, out.say) as db:
@@ -407,6 +412,7 @@ def collections_command(out: Output, *, where: str) -> None:
 @click.argument("to")
 @click.option("--replace", is_flag=True, help="Drop the collection that has the new name, in the same record.")
 @reporting
+@reaching
 def rename_command(out: Output, *, where: str, name: str, to: str, replace: bool) -> None:
     """Give the collection NAME the name TO."""
     with open_for_writing(where) as db:
@@ -420,6 +426,7 @@ def rename_command(out: Output, *, where: str, name: str, to: str, replace: bool
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--missing-ok", is_flag=True, help="Fine if there is no such collection.")
 @reporting
+@reaching
 def drop_command(out: Output, *, where: str, name: str, yes: bool, missing_ok: bool) -> None:
     """Drop the collection NAME with all its points."""
     with open_for_writing(where) as db:

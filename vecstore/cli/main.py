@@ -58,7 +58,8 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="WHERE is the directory of a store. Every command has --help and --json. Begin with: vecstore demo",
+    epilog="WHERE is the directory of a store, or host:port of a server. Every command has --help and --json. "
+    "Begin with: vecstore demo",
 )
 @click.version_option(message="%(version)s", package_name="vecstore-db", prog_name="vecstore")
 def cli() -> None:

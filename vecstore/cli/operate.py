@@ -10,7 +10,7 @@ import click
 
 from ..errors import InvalidArgument
 from .output import Output, duration, reporting
-from .where import missing, open_for_reading, open_for_writing, store_directory
+from .where import missing, open_for_reading, open_for_writing, reaching, store_directory
 
 __all__ = ["doctor_command", "status_command", "verify_command"]
 
@@ -18,6 +18,7 @@ __all__ = ["doctor_command", "status_command", "verify_command"]
 @click.command("status")
 @click.argument("where")
 @reporting
+@reaching
 def status_command(out: Output, *, where: str) -> None:
     """Say what there is to know of the store WHERE."""
     with open_for_reading(where, out.say) as db:
@@ -52,6 +53,7 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
 @click.option("--deep", is_flag=True, help="Of a repository: restore all of it, and compare digests.")
 @click.option("--scratch", metavar="DIR", help="With --deep: where to restore to.")
 @reporting
+@reaching
 def verify_command(out: Output, *, where: str, deep: bool, scratch: str | None) -> None:
     """Recompute chain and digests of the store WHERE from the bytes; exit code 1 where something is damaged.
 

@@ -1,42 +1,79 @@
-"""Opens WHERE: the directory of a store now, the address of a server later. The one place that tells them apart."""
+"""Opens WHERE: the directory of a store, or the address of a server. The one place that tells them apart."""
 
 from __future__ import annotations
 
-import re
+import functools
+import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, Literal
+
+import click
 
 from ..api import Database
-from ..errors import EngineMissing, Locked, NotFound, Unavailable
+from ..errors import EngineMissing, InvalidArgument, Locked, NotFound
 
-__all__ = ["missing", "open_for_reading", "open_for_writing", "store_directory"]
+__all__ = ["missing", "open_for_reading", "open_for_writing", "reaching", "state_folder", "store_directory"]
 
-_ADDRESS = re.compile(r"[A-Za-z0-9_.\[\]:-]+:[0-9]{1,5}")
+_token_file: ContextVar[str | None] = ContextVar("vecstore_token_file", default=None)
+_ca: ContextVar[str | None] = ContextVar("vecstore_ca", default=None)
+
+
+def reaching(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes WHERE the options with which a server is reached."""
+
+    @click.option("--token-file", metavar="FILE", help="File of the token for a server; else VECSTORE_TOKEN has it.")
+    @click.option("--ca", metavar="FILE", help="Authority of a server's certificate, PEM; else VECSTORE_CA names it.")
+    @functools.wraps(function)
+    def run(*arguments: Any, token_file: str | None, ca: str | None, **more: Any) -> None:
+        _token_file.set(token_file)
+        _ca.set(ca)
+        function(*arguments, **more)
+
+    return run
+
+
+def _is_server(where: str) -> bool:
+    """Tell whether WHERE is an address, or several with commas between; a directory of that name goes before."""
+    if ":" not in where or Path(where).exists():
+        return False
+    from ..client.endpoint import is_address
+
+    return all(map(is_address, where.split(",")))
 
 
 def store_directory(where: str) -> str:
-    """Return the directory that WHERE names.
+    """Return the directory that WHERE names, for what works on a store of this machine alone.
 
     Raises
     ------
-    Unavailable
-        WHERE is the address of a server, which this version does not have.
+    InvalidArgument
+        WHERE is the address of a server.
     """
-    if _ADDRESS.fullmatch(where) and not Path(where).exists():
-        raise Unavailable(
-            f"{where!r} is the address of a server, and this version of vecstore has none yet",
-            hint="give the directory of a store on this machine",
-            retryable=False,
+    if _is_server(where):
+        raise InvalidArgument(
+            f"{where!r} is the address of a server, and this command works on a directory",
+            hint="run it on the server's machine, with the directory of its store",
         )
     return where
 
 
+def state_folder(where: str) -> Path:
+    """Return where this machine remembers how far work on a store has come: beside the store, or the user's own."""
+    if not _is_server(where):
+        return Path(where)
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "vecstore" / where.replace(":", "_")
+
+
 def open_for_writing(where: str, *, create: bool = False) -> Database:
     """Open a store; with `create`, make it where there is none."""
-    path = store_directory(where)
-    if not create and not Path(path).exists():
+    if _is_server(where):
+        return _connect(where, "primary")
+    if not create and not Path(where).exists():
         raise NotFound(f"there is no store at {where!r}", hint="vecstore create WHERE NAME --dim N makes one")
-    return _open(path, create=create, read_only=False)
+    return _open(where, create=create, read_only=False)
 
 
 def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
@@ -44,11 +81,13 @@ def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
 
     The store is opened for writing where that is possible, because that brings its state up to the end of the log.
     """
+    if _is_server(where):
+        return _connect(where, "any")
     try:
         return open_for_writing(where)
     except Locked as exc:
         holder = exc.details.get("pid")
-    store = _open(store_directory(where), create=False, read_only=True)
+    store = _open(where, create=False, read_only=True)
     say(f"process {holder} has {where}: reading its last state" if holder else f"reading the last state of {where}")
     return store
 
@@ -56,6 +95,23 @@ def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
 def missing(library: str, extra: str) -> EngineMissing:
     """Return the error for a library that only an extra installs."""
     return EngineMissing(f"this needs {library}, which is not installed", hint=f"pip install 'vecstore-db[{extra}]'")
+
+
+def _connect(where: str, read_from: Literal["primary", "any"]) -> Database:
+    from vecstore import TLS, connect
+
+    file, ca = _token_file.get(), _ca.get()
+    token = None if file is None else _token_of(file)
+    return connect(where.split(","), token=token, tls=TLS(ca=ca) if ca else False, read_from=read_from)
+
+
+def _token_of(file: str) -> str:
+    try:
+        return Path(file).read_text().strip()
+    except FileNotFoundError as exc:
+        raise NotFound(f"--token-file: {file}: no such file") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidArgument(f"--token-file: {file} cannot be read: {exc}") from exc
 
 
 def _open(path: str, *, create: bool, read_only: bool) -> Database:
