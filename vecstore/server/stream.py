@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from .. import request
 from ..api import Database
 from ..clock import Clock
+from ..config import MIB
 from ..errors import VecstoreError
 from ..record import NO_REQUEST
 from ..values import Point
@@ -32,26 +33,41 @@ PIECE_BYTES = 256 * 1024
 """About what one message of a scan holds."""
 AHEAD_RECORDS = 2
 """Records of a stream that are read and decoded while the one before them is committed."""
+AHEAD_BYTES = 8 * MIB
+"""Nor is the next one read ahead of so many bytes that wait: of large records it is one."""
 _STEP_S = 0.2
 """Progress is told about so often."""
+
+
+class _Record(NamedTuple):
+    """One record of a stream, read. The message itself is let go: it holds all of the bytes once more."""
+
+    collection: int
+    write: pb.Write
+    body: Body
+    bytes: int
 
 
 class _Ahead:
     """What one thread made and another has not taken yet; bounded. Closed by who takes, it refuses more."""
 
-    def __init__(self, bound: int) -> None:
-        self._items: deque[Any] = deque()
-        self._bound = bound
+    def __init__(self) -> None:
+        self._items: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
         self._closed = False
 
-    def put(self, item: Any) -> bool:
+    def _is_free(self) -> bool:
+        return self._closed or (len(self._items) < AHEAD_RECORDS and self._bytes < AHEAD_BYTES)
+
+    def put(self, item: Any, size: int = 0) -> bool:
         """Wait for room and add; False once it is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._bound)
+            self._changed.wait_for(self._is_free)
             if self._closed:
                 return False
-            self._items.append(item)
+            self._items.append((item, size))
+            self._bytes += size
             self._changed.notify_all()
             return True
 
@@ -59,7 +75,8 @@ class _Ahead:
         """Wait for an item and return it."""
         with self._changed:
             self._changed.wait_for(lambda: self._items)
-            item = self._items.popleft()
+            item, size = self._items.popleft()
+            self._bytes -= size
             self._changed.notify_all()
             return item
 
@@ -81,16 +98,27 @@ def _read_ahead(asked: Iterator[Any], ahead: _Ahead) -> None:
             if not isinstance(one, pb.UpsertRequest):
                 ahead.put(one.error())
                 return
-            body = unpack_body(one.body)
-            restore_moments(body.payloads, one.timestamps)
-            if not ahead.put((one, body)):
+            record = _record(one)
+            # What was read is not held while the next is waited for.
+            del one
+            if not ahead.put(record, record.bytes):
                 return
+            del record
         ahead.put(_END)
     except grpc.RpcError:
         # The client went away: nobody hears of what comes now.
         ahead.put(_END)
     except Exception as exc:  # noqa: BLE001  (whatever it is, who takes must hear of it)
         ahead.put(exc)
+
+
+def _record(one: pb.UpsertRequest) -> _Record:
+    data = one.body
+    body = unpack_body(data)
+    restore_moments(body.payloads, one.timestamps)
+    write = pb.Write()
+    write.CopyFrom(one.write)
+    return _Record(one.collection, write, body, len(data))
 
 
 def upserts(
@@ -103,7 +131,7 @@ def upserts(
     VecstoreError
         Of the first record that failed; ``details["committed"]`` says how many points were committed before it.
     """
-    ahead = _Ahead(AHEAD_RECORDS)
+    ahead = _Ahead()
     reader = threading.Thread(target=_read_ahead, args=(asked, ahead), name="vecstore-stream", daemon=True)
     reader.start()
     committed = 0
@@ -111,8 +139,7 @@ def upserts(
         while (item := ahead.take()) is not _END:
             if isinstance(item, Exception):
                 raise item
-            one, body = item
-            reply = _upsert(database, directory, one, body, context, clock)
+            reply = _upsert(database, directory, item, context, clock)
             committed += reply.count
             yield reply
     except VecstoreError as exc:
@@ -123,19 +150,12 @@ def upserts(
 
 
 def _upsert(
-    database: Database,
-    directory: Directory,
-    one: pb.UpsertRequest,
-    body: Body,
-    context: grpc.ServicerContext,
-    clock: Clock,
+    database: Database, directory: Directory, record: _Record, context: grpc.ServicerContext, clock: Clock
 ) -> pb.Written:
-    collection = directory.by_number(one.collection)
-    timeout_s = write_left_s(one.write, context, clock)
-    with request.use(one.write.request_id or NO_REQUEST):
-        written = collection.upsert(
-            body.ids, body.vectors, body.payloads, ack=read_ack(one.write.ack), timeout=timeout_s
-        )
+    collection, body, write = directory.by_number(record.collection), record.body, record.write
+    timeout_s = write_left_s(write, context, clock)
+    with request.use(write.request_id or NO_REQUEST):
+        written = collection.upsert(body.ids, body.vectors, body.payloads, ack=read_ack(write.ack), timeout=timeout_s)
     return written_reply(written, database.position()[0])
 
 
