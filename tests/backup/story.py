@@ -17,7 +17,7 @@ import vecstore
 from tests.support.oracle import Oracle, OracleCollection
 from vecstore import Database
 
-__all__ = ["CONFIG", "Moment", "Story", "check_moment", "contents", "digests", "tell"]
+__all__ = ["CONFIG", "Moment", "Story", "await_archive", "check_moment", "contents", "digests", "tell"]
 
 CONFIG: Mapping[str, Any] = {
     "checkpoint_log_bytes": 64 << 10,

@@ -67,7 +67,7 @@ def test_a_whole_life(where: str, tmp_path: Path) -> None:
         points = db.create_collection("points", 4)
         points.upsert(list(range(100)), np.random.default_rng(0).standard_normal((100, 4)))
         first = db.snapshot(where)
-        assert db.snapshot(where).bytes_new == 0
+        assert db.snapshot(where).bytes_new < 20_000
         points.delete(ids=[1, 2, 3])
         await_archive(db)
         expected = digests(db)
@@ -144,13 +144,13 @@ def test_a_snapshot_waits_for_a_prune(where: str) -> None:
             entered.set()
 
     thread = threading.Thread(target=snapshot)
-    with pruning(repository, 0):
+    with pruning(repository):
         thread.start()
         begun.wait()
         while not is_snapshot_pending(repository):
             assert not entered.is_set()
         assert not entered.wait(0.5)
-        with pytest.raises(Unavailable, match="another prune"), pruning(repository, 0):
+        with pytest.raises(Unavailable, match="another prune"), pruning(repository):
             raise AssertionError("two prunes at once")
     thread.join()
     assert entered.is_set()

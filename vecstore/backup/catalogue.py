@@ -87,5 +87,5 @@ def _read(repository: Repository, lineage: str, names: list[str]) -> Lineage:
         lineage,
         sorted(read_manifests, key=lambda manifest: (manifest.lsn, manifest.wall_time_us)),
         read_heads,
-        {branch: sorted(found) for branch, found in ranges.items() if branch in read_heads},
+        {branch: sorted(found) for branch, found in ranges.items()},
     )

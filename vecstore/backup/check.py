@@ -20,7 +20,7 @@ from . import layout
 from .archive import Archive
 from .layout import Branch, RangeName
 from .manifest import BranchHead, Manifest, decode
-from .plan import Lineage, Target, beyond, is_on, leaves, limit, owner, reached, windows
+from .plan import Lineage, Target, beyond, leaves, limit, owner, reached, windows
 from .repository import Repository
 from .restore import restore
 
@@ -178,7 +178,7 @@ def _check_archive(repository: Repository, lineage: Lineage, found: _Findings) -
     archive = Archive(repository, lineage.name)
     histories = lineage.histories()
     for branch, ranges in lineage.ranges.items():
-        if branch not in histories:
+        if branch not in lineage.heads:
             found.report(layout.epoch_name(lineage.name, branch), "the head of the branch is missing")
         _check_ranges(archive, lineage, branch, found)
         history = histories.get(branch)
@@ -212,7 +212,7 @@ def _check_ranges(archive: Archive, lineage: Lineage, branch: Branch, found: _Fi
 
 
 def _gaps(lineage: Lineage, history: list[Epoch], start: int) -> Iterator[tuple[int, int]]:
-    """Yield the LSNs that are missing behind what a snapshot or the beginning leads to, within this branch."""
+    """Yield the LSNs that are missing in a branch behind the first that it holds."""
     branch = owner(history, start + 1)
     at = start
     while True:
@@ -220,11 +220,7 @@ def _gaps(lineage: Lineage, history: list[Epoch], start: int) -> Iterator[tuple[
         later = beyond(history, lineage.ranges, at)
         if later is None or branch is None:
             return
-        restart = max(
-            (m.lsn for m in lineage.manifests if is_on(history, m) and at < m.lsn and m.lsn + 1 >= later.first),
-            default=0,
-        )
-        if not restart and later.first <= (limit(history, branch) or 0):
+        if later.first <= (limit(history, branch) or 0):
             yield at + 1, later.first - 1
         at = later.first - 1
 

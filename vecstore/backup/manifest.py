@@ -134,7 +134,7 @@ def decode(data: bytes, kind: type[T], name: str) -> T:
         A newer version wrote it.
     """
     line, _, check = data.partition(b"\n")
-    if check.strip() != xxhash.xxh3_128_hexdigest(line).encode():
+    if check != xxhash.xxh3_128_hexdigest(line).encode() + b"\n":
         raise Damaged(f"repository: {name} is not what was written", details={"object": name})
     try:
         plain = msgspec.json.decode(line, type=dict[str, Any])

@@ -301,7 +301,8 @@ def leaves(lineage: Lineage) -> list[list[Epoch]]:
             [m.lsn for m in lineage.manifests if m.branch == branch] + [r.last for r in lineage.ranges.get(branch, ())],
             default=0,
         )
-        taken_over = any(other != branch and newest <= (limit(known[other], branch) or 0) for other in known)
+        limits = [limit(known[other], branch) for other in known if other != branch]
+        taken_over = any(last is not None and newest <= last for last in limits)
         if not taken_over:
             found.append(history)
     return found
@@ -329,10 +330,17 @@ def plan_prune(lineage: Lineage, *, keep_last: int | None, keep_days: float | No
     for history in tips:
         stay = [m for m in lineage.manifests if m.id in kept and is_on(history, m)]
         base = min((m.lsn for m in stay), default=0)
+        if keep_days is not None and not any(m.commit_time_us <= _horizon_us(keep_days, now_us) for m in stay):
+            # No snapshot is old enough: what leads to the first of those days is the archive from its beginning.
+            base = 0
         for branch, held in lineage.ranges.items():
             last = limit(history, branch)
             if last is not None:
                 needed.update((branch, r) for r in held if r.last > base and r.first <= last)
+    for branch, held in lineage.ranges.items():
+        # What is between two that are needed stays, too: a branch has no gaps but those that were always there.
+        first = min((r.first for b, r in needed if b == branch), default=LSN_MAX)
+        needed.update((branch, r) for r in held if r.first >= first)
     return Leftover(
         [m for m in lineage.manifests if m.id not in kept],
         [(branch, r) for branch, held in lineage.ranges.items() for r in held if (branch, r) not in needed],
@@ -347,7 +355,11 @@ def _stay(
     # The newest one always stays: without it an archive leads nowhere.
     stay = list(on_path[-max(1, keep_last or 0) :])
     if keep_days is not None:
-        horizon_us = now_us - int(keep_days * DAY_US)
+        horizon_us = _horizon_us(keep_days, now_us)
         before = [m for m in on_path if m.commit_time_us <= horizon_us]
         stay += before[-1:] + [m for m in on_path if m.commit_time_us > horizon_us]
     return stay
+
+
+def _horizon_us(keep_days: float, now_us: int) -> int:
+    return now_us - int(keep_days * DAY_US)

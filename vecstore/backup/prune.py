@@ -6,12 +6,11 @@ names; the next one removes them. No file goes while a snapshot is pending (see 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 from . import layout
 from .catalogue import read_lineages
-from .exclusion import PRUNE_S_MAX, is_snapshot_pending, pruning
+from .exclusion import is_snapshot_pending, pruning
 from .plan import Leftover, Lineage, plan_prune
 from .repository import Repository
 
@@ -35,7 +34,7 @@ class Pruned:
     waits
         Whether files were left because a snapshot is being written.
     done
-        Whether all of it was removed; False for a dry run, and where time ran out.
+        Whether all of it was removed; False for a dry run.
     """
 
     snapshots: list[str]
@@ -53,15 +52,13 @@ def prune(
     """Remove snapshots, ranges and files that retention does not keep."""
     if dry_run:
         return _planned(repository, keep_last, keep_days, now_us, waits=False)
-    with pruning(repository, now_us):
-        give_up_s = time.monotonic() + PRUNE_S_MAX
+    with pruning(repository) as at_work:
         # Pending snapshots first, manifests after: one that ends in between is seen in the second look.
         waits = is_snapshot_pending(repository)
         plan = _planned(repository, keep_last, keep_days, now_us, waits=waits)
         names = [*plan.snapshots, *plan.ranges, *plan.objects]
         for start in range(0, len(names), BATCH_NAMES):
-            if time.monotonic() > give_up_s:
-                return plan
+            at_work.check()
             repository.remove(names[start : start + BATCH_NAMES])
     return Pruned(plan.snapshots, plan.ranges, plan.objects, plan.kept, plan.bytes, waits, done=True)
 

@@ -67,12 +67,10 @@ def write_snapshot(
     snapshot = f"{source.lsn:020d}-{secrets.token_hex(4)}"
     with pending(repository, lineage, snapshot):
         files = _files(source.folder, checks)
-        there = repository.names(f"{layout.OBJECTS}/")
-        new: dict[str, tuple[str, SnapshotFile]] = {}
-        for path, file in files:
-            if file.object not in there or there[file.object].size != file.size:
-                new[file.object] = (path, file)
+        new = _missing(repository, files)
         upload(repository, list(new.values()), throttle, progress)
+        # What was counted on may be gone, where this process stood still for so long that it was taken for dead.
+        upload(repository, list(_missing(repository, files).values()), throttle)
         manifest = Manifest(
             id=snapshot,
             lineage=lineage,
@@ -95,6 +93,16 @@ def write_snapshot(
         )
         repository.create(layout.manifest_name(lineage, snapshot), encode(manifest))
     return manifest
+
+
+def _missing(repository: Repository, files: list[tuple[str, SnapshotFile]]) -> dict[str, tuple[str, SnapshotFile]]:
+    """Return the files whose content the repository does not have, by the name of that."""
+    there = repository.names(f"{layout.OBJECTS}/")
+    return {
+        file.object: (path, file)
+        for path, file in files
+        if file.object not in there or there[file.object].size != file.size
+    }
 
 
 def _files(folder: str, checks: Checks) -> list[tuple[str, SnapshotFile]]:

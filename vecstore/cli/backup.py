@@ -278,8 +278,6 @@ def prune_command(
         )
         if made.waits:
             print("a snapshot is being written: files that nobody needs any more go with the next prune")
-        if not made.done and not dry_run:
-            print("time ran out: run it again for the rest")
 
     out.result(result, show)
 
