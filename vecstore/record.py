@@ -378,7 +378,7 @@ class PointsBody:
         dim = 0 if self.vectors is None else self.vectors.shape[1]
         head = struct.pack("<BIIB", self.kind, len(self.keys), dim, self.vectors is not None)
         if self.kind == IdKind.INT:
-            ids = b"".join([key[1:] for key in self.keys])
+            ids = np.frombuffer(b"".join(self.keys), np.uint8).reshape(-1, 9)[:, 1:].tobytes()
         else:
             ids = _sized([key[1:] for key in self.keys])
         if self.vectors is None:

@@ -173,11 +173,12 @@ class Extent:
         if isinstance(self.names, list):
             self.names.extend([key[1:] for key in keys])
         row_of, previous = self.row_of, self.previous
-        for i, key in enumerate(keys, first):
-            before = row_of.get(key)
-            if before is not None:
-                previous[i] = before
-            row_of[key] = i
+        if not row_of.keys().isdisjoint(keys):
+            for i, key in enumerate(keys, first):
+                before = row_of.get(key)
+                if before is not None:
+                    previous[i] = before
+        row_of.update(zip(keys, range(first, first + len(keys)), strict=True))
         self.rows = first + len(keys)
         self.size += row_bytes * len(keys) + sum(map(len, payloads))
         return first

@@ -23,7 +23,8 @@ Codes = npt.NDArray[np.uint64]
 def id_codes(kind: IdKind, keys: Sequence[bytes]) -> Codes:
     """Return the codes of id keys."""
     if kind == IdKind.INT:
-        return np.frombuffer(b"".join([key[1:] for key in keys]), ">u8").astype(np.uint64)
+        rows = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 9)
+        return np.ascontiguousarray(rows[:, 1:]).view(">u8").reshape(-1).astype(np.uint64)
     hashed = xxhash.xxh3_64_intdigest
     return np.fromiter([hashed(key[1:]) for key in keys], np.uint64, len(keys))
 
