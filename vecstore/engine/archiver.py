@@ -283,7 +283,8 @@ class Archiver:
             self._begun.add(branch)
         last = group[-1]
         engine.metrics.archived_bytes.inc(archive.put(branch, group, chain))
-        self._place = Slot(SLOT_NAME, self.where, last.lsn, last.mark.chain.hex(), last.header.log_bytes + last.size)
-        engine.slots.set(self._place)
+        place_now = Slot(SLOT_NAME, self.where, last.lsn, last.mark.chain.hex(), last.header.log_bytes + last.size)
+        engine.slots.set(place_now)
+        self._place = place_now
         assert TOKEN_CHAIN_BYTES == 8, "names of ranges carry as much of the chain as the history remembers"
         return last.mark.chain
