@@ -120,6 +120,43 @@ def test_scan_of_a_span_obeys_its_selection(metric: Metric, queries: int) -> Non
         assert (scores[:, expected:] == WORST[metric]).all()
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [8, 16, 128, 384])
+def test_a_batch_scans_with_the_bits_of_single_queries(metric: Metric, dim: int) -> None:
+    """Blocks of rows and of queries, full and not: the nearest and their scores are those of one query at a time."""
+    vectors, queries = make(metric, dim, rows=1500, queries=130)
+    scores, rows = cpu.scan_span(vectors, queries, 3, 1499, 12)
+    for i in (0, 63, 64, 127, 128, 129):
+        alone, found = cpu.scan_span(vectors, queries[i : i + 1], 3, 1499, 12)
+        assert scores[i].tobytes() == alone[0].tobytes()
+        assert np.array_equal(rows[i], found[0])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["distinct", "tied", "few", "infinite", "not numbers"])
+def test_nearest_of_many_are_those_of_a_stable_sort(metric: Metric, kind: str) -> None:
+    """Ties across groups, fewer than k that count, and scores that are no numbers: the order is that of the columns."""
+    rng = np.random.default_rng(3)
+    scores = rng.standard_normal((9, 1003)).astype(np.float32)
+    if kind == "tied":
+        scores = rng.integers(0, 200, scores.shape).astype(np.float32)
+    elif kind == "few":
+        scores[:, 7:] = WORST[metric]
+    elif kind == "infinite":
+        scores[4, ::5] = -WORST[metric]
+    elif kind == "not numbers":
+        scores[2, 5] = np.nan
+    best, columns = cpu.nearest(metric, scores, 13)
+    order = (scores if metric == "l2" else -scores).argsort(axis=1, kind="stable")[:, :13]
+    expected = np.take_along_axis(scores, order, 1)
+    assert np.array_equal(best, expected, equal_nan=True)
+    inside = np.ones(order.shape, np.bool_)
+    if kind in ("tied", "few", "infinite"):
+        # Which of those that tie with the last are taken is free.
+        inside = expected != expected[:, -1:]
+    assert np.array_equal(columns[inside], order[inside])
+
+
 def test_every_thread_computes_alone() -> None:
     """A new thread's first call leaves it with one OpenMP thread."""
     vectors, queries = make("l2", 8)

@@ -9,6 +9,7 @@ and releases the interpreter lock while it computes. No I/O, no state but what b
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from typing import Any
@@ -45,6 +46,12 @@ SCORES_BYTES_MAX = 1 << 22
 """A block of scores of an exact scan: small enough to stay in the cache, so that memory is bounded too."""
 BLOCK_BYTES = 1 << 18
 """Rows that a batch of queries is compared with while they stay in the cache nearest to the core."""
+_GROUP_SIZE = 16
+"""Scores of which the best alone is looked at first, where few of many are wanted."""
+_SORTED_MAX = 96
+"""So many scores are sorted at once, whatever is wanted of them."""
+_TOGETHER = 64
+"""Queries of a batch that are compared in one call: after each call the interpreter lock has to be waited for."""
 
 
 class _Thread(threading.local):
@@ -162,14 +169,58 @@ def nearest(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
         best, columns = _nearest_of_one(metric, scores[0], k)
         return best[None], columns[None]
     count = scores.shape[1]
+    if count > 4 * k and count > _SORTED_MAX:
+        few = _few_nearest(metric, scores, k)
+        if few is not None:
+            return few
     keys = scores if metric == "l2" else -scores
-    if count > 4 * k and count > 256:
+    if count > 4 * k and count > _SORTED_MAX:
         part = np.argpartition(keys, k - 1, axis=1)[:, :k]
         part.sort(axis=1)
         order = np.take_along_axis(part, np.take_along_axis(keys, part, 1).argsort(axis=1, kind="stable"), 1)
     else:
         order = keys.argsort(axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, 1), order
+
+
+def _few_nearest(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows] | None:
+    """Do what `nearest` does for rows of many scores; None where that would not pay, or not all are numbers.
+
+    The k-th of the bests of groups is a bound for the k-th of all: whatever is not beyond it is little, and is sorted.
+    """
+    queries, count = scores.shape
+    groups = max(4 * k, count // _GROUP_SIZE)
+    size = count // groups
+    bests = (np.minimum if metric == "l2" else np.maximum).reduce(
+        scores[:, : groups * size].reshape(queries, size, groups), axis=1
+    )
+    at = k - 1 if metric == "l2" else groups - k
+    bests.partition(at, axis=1)
+    bound = bests[:, at : at + 1]
+    if not np.isfinite(bound).all():
+        return None
+    near, columns, fewest = _packed(metric, scores, scores <= bound if metric == "l2" else scores >= bound)
+    if fewest < k or near.shape[1] > 8 * k + _GROUP_SIZE:
+        return None
+    order = (near if metric == "l2" else -near).argsort(axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(near, order, 1), np.take_along_axis(columns, order, 1)
+
+
+def _packed(metric: Metric, scores: Floats, chosen: npt.NDArray[np.bool_]) -> tuple[Floats, Rows, int]:
+    """Return the chosen scores of each row side by side, their columns, and the least number in a row.
+
+    Rows with fewer than others end in the worst score and a column of -1.
+    """
+    flat = np.flatnonzero(chosen)
+    query, column = np.divmod(flat, scores.shape[1])
+    counts = np.bincount(query, minlength=len(scores))
+    most = int(counts.max())
+    place = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
+    near = np.full((len(scores), most), np.inf if metric == "l2" else -np.inf, np.float32)
+    columns = np.full((len(scores), most), -1, np.int64)
+    near[query, place] = scores[query, column]
+    columns[query, place] = column
+    return near, columns, int(counts.min())
 
 
 def _nearest_of_one(metric: Metric, scores: Floats, k: int) -> tuple[Floats, Rows]:
@@ -272,16 +323,34 @@ def scan_span(
 
 
 def _score_block(vectors: Vectors, queries: Floats, start: int, stop: int) -> Floats:
-    """Return what `score_span` does; a batch is compared with rows while they stay in the cache."""
-    step = max(64, BLOCK_BYTES // (4 * queries.shape[1]))
-    if len(queries) == 1 or stop - start <= step or queries.shape[1] < SPAN_DIM_MIN:
+    """Return what `score_span` does; a batch is compared with rows while they stay in the cache, in few calls."""
+    count, dim = queries.shape
+    if count == 1 or dim < SPAN_DIM_MIN or start == stop:
         return score_span(vectors, queries, start, stop)
     one_thread()
-    out = np.empty((len(queries), stop - start), np.float32)
+    step = min(max(64, BLOCK_BYTES // (4 * dim)), stop - start)
+    out = np.empty((count, stop - start), np.float32)
+    call = _by_rows[vectors.metric == "l2"]
     for at in range(start, stop, step):
-        end = min(at + step, stop)
-        _score_into(out[:, at - start : end - start], vectors, queries, at, end)
+        width = min(step, stop - at)
+        data, numbers = _pointer(vectors.data[at : at + width]), _pointer(_numbers(width))
+        for first in range(0, count, _TOGETHER):
+            some = queries[first : first + _TOGETHER]
+            part = out[first : first + _TOGETHER] if step == stop - start else np.empty((len(some), width), np.float32)
+            call(_pointer(part), _pointer(some), data, numbers, dim, len(some), width)
+            if step < stop - start:
+                out[first : first + _TOGETHER, at - start : at - start + width] = part
+    if vectors.inverse_norms is not None:
+        out *= vectors.inverse_norms[start:stop]
     return out
+
+
+@functools.lru_cache(32)
+def _numbers(width: int) -> Rows:
+    """Return the numbers below a width, once for each query that is compared at a time."""
+    numbers = np.tile(np.arange(width, dtype=np.int64), (_TOGETHER, 1))
+    numbers.setflags(write=False)
+    return numbers
 
 
 def _merged(metric: Metric, best: Floats, found: Rows, scores: Floats, at: int, width: int) -> tuple[Floats, Rows]:
@@ -292,16 +361,9 @@ def _merged(metric: Metric, best: Floats, found: Rows, scores: Floats, at: int, 
     else:
         # Few rows beat the worst one found: only those are sorted.
         better = scores < best[:, -1:] if metric == "l2" else scores > best[:, -1:]
-        query, column = np.nonzero(better)
-        counts = np.bincount(query, minlength=len(scores))
-        most = int(counts.max())
-        if most == 0:
+        near, columns, _ = _packed(metric, scores, better)
+        if not near.shape[1]:
             return best, found
-        place = np.arange(len(query)) - (np.cumsum(counts) - counts)[query]
-        near = np.full((len(scores), most), np.inf if metric == "l2" else -np.inf, np.float32)
-        columns = np.full((len(scores), most), -1, np.int64)
-        near[query, place] = scores[query, column]
-        columns[query, place] = column
     near, columns = np.hstack([best, near]), np.hstack([found, columns + at])
     best, order = nearest(metric, near, width)
     return best, np.take_along_axis(columns, order, 1)
