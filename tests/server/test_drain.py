@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 import vecstore
-from tests.support.serve import TIMEOUT_S, Served, call, filled, health, load, points, process
+from tests.support.serve import TIMEOUT_S, call, filled, health, load, logged, points, process
 from vecstore import Database
 from vecstore.server.auth import digest_of
 from vecstore.server.node import Node
@@ -52,17 +52,6 @@ def code_of(channel: grpc.Channel, name: str, request: Any, **more: Any) -> grpc
         assert isinstance(code, grpc.StatusCode)
         return code
     return grpc.StatusCode.OK
-
-
-def logged(served: Served, event: str) -> dict[str, Any]:
-    """Wait until a server has logged an event; return it."""
-    waiting = threading.Event()
-    for _ in range(int(TIMEOUT_S * 100)):
-        for line in served.log.read_text().splitlines(keepends=True):
-            if line.endswith("\n") and (found := json.loads(line))["event"] == event:
-                return dict(found)
-        waiting.wait(0.01)
-    raise AssertionError(served.log.read_text())
 
 
 @contextmanager

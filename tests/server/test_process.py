@@ -11,10 +11,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 import vecstore
-from tests.support.serve import TIMEOUT_S, call, filled, health, points, process
+from tests.server.test_tls import Authority
+from tests.support.serve import TIMEOUT_S, call, filled, health, logged, points, process
 from vecstore.wire.methods import SERVICES
 from vecstore.wire.v1 import store_pb2 as pb
 
@@ -159,6 +161,28 @@ def test_reflection_can_be_turned_off(tmp_path: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_a_server_with_tls_reads_its_certificate_again(tmp_path: Path) -> None:
+    """SIGHUP takes over a new certificate and leaves a bad one; handshakes that fail leave no mark in the log."""
+    authority = Authority(tmp_path / "ours")
+    certificate, key = authority.issue("localhost", [x509.DNSName("localhost")])
+    arguments = ("--certificate", str(certificate), "--key", str(key))
+    with process(tmp_path / "store", *arguments) as served:
+        credentials = grpc.ssl_channel_credentials(authority.file.read_bytes())
+        with grpc.secure_channel(f"localhost:{served.grpc.rpartition(':')[2]}", credentials) as channel:
+            assert health(channel) == "SERVING"
+        assert answers(served.grpc, b"this is no handshake\r\n\r\n") == b""
+        assert served.metric("vecstore_certificate_expiry_seconds") > served.metric("vecstore_start_time_seconds")
+        authority.issue("localhost")
+        served.process.send_signal(signal.SIGHUP)
+        reloaded = {logged(served, "reloaded", what=what)["what"] for what in ("tokens", "certificates")}
+        assert reloaded == {"tokens", "certificates"}
+        key.write_text("none")
+        served.process.send_signal(signal.SIGHUP)
+        assert "localhost.key" in logged(served, "not reloaded")["problem"]
+        assert served.end() == 0
+    assert {event["level"] for event in served.events()} == {"info", "warning", "error"}
+
+
 def test_a_store_that_does_not_open_is_one_line(tmp_path: Path) -> None:
     """What keeps a store from opening is an error with exit code 1, not a traceback."""
     (tmp_path / "store").mkdir()
@@ -198,3 +222,4 @@ def test_nonsense_on_the_ports_hurts_nobody(tmp_path: Path) -> None:
         answers(served.http, b"GET /" + b"a" * 100_000 + b" HTTP/1.0\r\n\r\n")
         assert served.get("/nothing")[0] == 404
         assert health(channel) == "SERVING"
+        assert [event for event in served.events() if event["level"] == "error"] == []

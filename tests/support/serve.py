@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from vecstore.server.settings import Settings
 from vecstore.wire.methods import METHODS
 from vecstore.wire.v1 import store_pb2 as pb
 
-__all__ = ["Served", "call", "filled", "health", "load", "node", "points", "process", "started"]
+__all__ = ["Served", "call", "filled", "health", "load", "logged", "node", "points", "process", "started"]
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
@@ -135,6 +136,18 @@ def process(
             yield Served(running, log, running.stdout.readline())
         finally:
             running.kill()
+
+
+def logged(served: Served, event: str, **fields: Any) -> dict[str, Any]:
+    """Wait until a server has logged an event with some fields; return it."""
+    waiting = threading.Event()
+    for _ in range(int(TIMEOUT_S * 100)):
+        for line in served.log.read_text().splitlines(keepends=True):
+            found = json.loads(line) if line.endswith("\n") else {}
+            if found.get("event") == event and fields.items() <= found.items():
+                return dict(found)
+        waiting.wait(0.01)
+    raise AssertionError(served.log.read_text())
 
 
 # -- plain calls -------------------------------------------------------------------------------------------------------

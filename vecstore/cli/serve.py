@@ -10,6 +10,7 @@ the process was ended at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import queue
@@ -56,6 +57,8 @@ def serve_command(out: Output, *, file: str | None, **flags: Any) -> None:
 
     Says on stdout when calls are taken and where: vecstore ready grpc=HOST:PORT http=HOST:PORT
     """
+    # What gRPC itself has to say, as of each failed handshake, is not for a log of JSON lines that anybody can fill.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     load = _loader(file, flags)
     try:
         node = _made(load())
@@ -64,13 +67,15 @@ def serve_command(out: Output, *, file: str | None, **flags: Any) -> None:
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     at_once = threading.Event()
     at_once.set()
-    _handle(signals, at_once)
+    _watch(signals, at_once)
     node.start()
     at_once.clear()
+    # What was made so far stays: looking through it for garbage would stop every thread for 20 ms now and then.
+    gc.collect()
+    gc.freeze()
     ready = {"grpc": node.grpc_address, "http": node.http_address}
     out.result({"ready": ready}, " ".join(["vecstore ready", *(f"{name}={at}" for name, at in ready.items() if at)]))
     while True:
-        # Woken by a signal; its handler has put it here.
         number = signals.get()
         if number != signal.SIGHUP:
             break
@@ -113,18 +118,28 @@ def _made(settings: Settings) -> Node:
     return node
 
 
-def _handle(signals: queue.SimpleQueue[int], at_once: threading.Event) -> None:
-    """Put signals into a queue; one that ends the process after another, or while `at_once` is set, does so itself."""
+def _watch(signals: queue.SimpleQueue[int], at_once: threading.Event) -> None:
+    """Put signals into a queue; one that ends the process after another, or while `at_once` is set, does so itself.
 
-    def handle(number: int, _: object) -> None:
-        if number in _ENDING:
-            if at_once.is_set():
-                os._exit(128 + number)
-            at_once.set()
-        signals.put(number)
-
+    They come through a pipe, which misses none. A handler in Python would: one that is due in the moment before its
+    thread begins to wait is run only when that wait is over.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for number in (*_ENDING, signal.SIGHUP):
-        signal.signal(number, handle)
+        signal.signal(number, lambda *_: None)
+
+    def watch() -> None:
+        while True:
+            (number,) = os.read(reading, 1)
+            if number in _ENDING:
+                if at_once.is_set():
+                    os._exit(128 + number)
+                at_once.set()
+            signals.put(number)
+
+    threading.Thread(target=watch, name="vecstore-signals", daemon=True).start()
 
 
 def _reload(node: Node, load: Callable[[], Settings]) -> None:
