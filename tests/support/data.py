@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 __all__ = ["Sample", "integer_vectors", "mixture", "normal_vectors", "recall", "sample"]
 
@@ -51,6 +49,10 @@ class Sample:
 
 def sample() -> Sample:
     """Load the sample that ships with the package."""
+    # The client is tested where there is no pyarrow, with the rest of this module.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     found = [entry for entry in _entries(resources.files("vecstore")) if entry.name.endswith(".parquet")]
     if len(found) != 1:
         raise FileNotFoundError(f"one sample expected in the package, {[entry.name for entry in found]} found")

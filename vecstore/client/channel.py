@@ -3,7 +3,7 @@
 Retries, back-off with jitter, retry throttling and the server's pushback are gRPC's own, by its service config;
 with one endpoint UNAVAILABLE too; with several, another endpoint is asked at once instead (`call`). Writes are
 safe to send again, because each carries a request id. Streams are not retried: what of them can be resumed is known to
-who reads or writes them.
+who reads or writes them. Nor is `Describe`, which is asked first, so that a caller learns at once why nobody answers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def service_config(endpoints: int) -> str:
     retried = [
         {"service": method.service, "method": method.name}
         for method in METHODS
-        if not method.streams_in and not method.streams_out
+        if not method.streams_in and not method.streams_out and method.name != "Describe"
     ]
     policy = {
         "maxAttempts": ATTEMPTS_MAX,
