@@ -333,7 +333,9 @@ def _score_block(vectors: Vectors, queries: Floats, start: int, stop: int) -> Fl
     call = _by_rows[vectors.metric == "l2"]
     for at in range(start, stop, step):
         width = min(step, stop - at)
-        data, numbers = _pointer(vectors.data[at : at + width]), _pointer(_numbers(width))
+        # Held by a name: what the cache let go of meanwhile, or never took, must outlive the calls.
+        these = _numbers(width)
+        data, numbers = _pointer(vectors.data[at : at + width]), _pointer(these)
         for first in range(0, count, _TOGETHER):
             some = queries[first : first + _TOGETHER]
             part = out[first : first + _TOGETHER] if step == stop - start else np.empty((len(some), width), np.float32)
