@@ -145,10 +145,14 @@ def test_one_endpoint_is_waited_for() -> None:
 
 def test_a_server_that_drains_is_left() -> None:
     """A server that closes is passed by for the next one; the only one is asked again."""
-    assert asked(session("primary", "primary").write(10.0, ID), [(Closed("draining"), True)] * 2) == [0, 1]
-    call = session("primary").write(10.0, ID)
-    failed(call, call.step(0.0), Closed("draining"))
-    assert call.step(0.0).endpoint == 0
+    for error in (Closed("draining"), Unavailable("the server is being stopped")):
+        assert asked(session("primary", "primary").write(10.0, ID), [(error, True)] * 2) == [0, 1]
+        call = session("primary").write(10.0, ID)
+        failed(call, call.step(0.0), error)
+        assert call.step(0.0).endpoint == 0
+        with pytest.raises(Unavailable, match=str(error)) as caught:
+            call.step(10.0)
+        assert caught.value.outcome == "refused"
 
 
 def test_what_a_server_refuses_is_not_asked_elsewhere() -> None:
@@ -162,13 +166,13 @@ def test_what_a_server_refuses_is_not_asked_elsewhere() -> None:
 
 
 def test_a_store_that_is_broken_is_told_once_all_said_so() -> None:
-    """`Unavailable` that a server itself says is tried at the others, each once."""
+    """`Unavailable` that a server itself says, and for good, is tried at the others, each once."""
     call = session("primary", "primary").write(10.0, ID)
-    failed(call, call.step(0.0), Unavailable("the disk failed"))
+    failed(call, call.step(0.0), Unavailable("the disk failed", retryable=False))
     step = call.step(0.0)
     assert step.endpoint == 1
     with pytest.raises(Unavailable, match="the disk failed"):
-        failed(call, step, Unavailable("the disk failed"))
+        failed(call, step, Unavailable("the disk failed", retryable=False))
 
 
 def test_without_a_primary_the_search_goes_on_until_the_deadline() -> None:

@@ -410,13 +410,14 @@ class Call:
         elif isinstance(error, NotPrimary):
             peer.learned_s = -math.inf
             self._pass_by(step.endpoint, error, self._session.index_of(error.primary))
-        elif isinstance(error, Closed) or (isinstance(error, Unavailable) and not from_server and error.retryable):
+        elif isinstance(error, Closed) or (isinstance(error, Unavailable) and error.retryable):
+            # It is gone, or stops, or has not yet recovered: it, or another, will do it.
             peer.learned_s = -math.inf
             self._pass_by(step.endpoint, error, None)
         elif isinstance(error, Overloaded) and self.waits_out:
             self._cause = error
             self._wait_s = error.retry_after_s
-        elif isinstance(error, Unavailable) and error.retryable and len(self._asked) + 1 < len(self._session.peers):
+        elif isinstance(error, Unavailable) and from_server and len(self._asked) + 1 < len(self._session.peers):
             self._pass_by(step.endpoint, error, None)
         else:
             raise self._final(error)
