@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vecstore.server.admission import CALLERS_MAX, Admission, AdmissionSettings, Bucket, Call, Kind, Limit, Queue
+from vecstore.server.admission import CALLERS_MAX, Admission, AdmissionSettings, Bucket, Call, Kind, Queue
+from vecstore.server.limit import Limit
 
 SEARCH = Kind.of("Search", "search", is_write=False, long=False)
 READ = Kind.of("Get", "read", is_write=False, long=False)

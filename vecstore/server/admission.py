@@ -16,15 +16,11 @@ latest call of the caller with the most in it makes room, unless that is the one
 
 How long a call may wait depends on pressure, the calls that arrive for each that finishes. Callers that wait for their
 answers bring no pressure, however many they are; then a queue is only a buffer, and may be long. Under pressure it can
-only add latency, and is kept short. Facebook's adaptive controlled delay makes the same distinction by whether the
-queue was empty lately ("Fail at Scale", ACM Queue 13(8), 2015).
+only add latency: it is kept short, and what has waited too long in it already is refused. Facebook's adaptive
+controlled delay makes the same distinction by whether the queue was empty lately ("Fail at Scale", ACM Queue 13(8),
+2015).
 
-The limit follows Netflix's gradient (concurrency-limits, `GradientLimit`): each window, limit x gradient + headroom,
-where the gradient is the time without load over the time now, between 0.5 and 1. Three differences: times are taken
-relative to their own kind of call, so that a change of mix is not taken for congestion; the time without load is the
-average seen while no more run than the floor of the limit, instead of a minimum, which one lucky call would set; and to
-see it under steady load the limit is lowered to the floor for one window in a hundred, as BBR does to see the round
-trip time (Cardwell et al., ACM Queue 14(5), 2016). The floor is one call a core: searches need no more.
+The limit is `limit.Limit`'s.
 """
 
 from __future__ import annotations
@@ -32,13 +28,15 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from math import inf, sqrt
+from math import inf
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Admission", "AdmissionSettings", "Bucket", "Call", "Kind", "LaneLoad", "Limit", "Queue", "Refusal"]
+from .limit import WINDOW_S, WINDOW_SAMPLES_MIN, Limit
+
+__all__ = ["Admission", "AdmissionSettings", "Bucket", "Call", "Kind", "LaneLoad", "Queue", "Refusal"]
 
 LaneName = Literal["reserved", "long", "search", "commit"]
 Reason = Literal["rate", "points", "queue", "wait", "deadline", "streams", "evicted", "stopping"]
@@ -46,14 +44,12 @@ Reason = Literal["rate", "points", "queue", "wait", "deadline", "streams", "evic
 CALLERS_MAX = 10_000
 """Callers whose buckets are remembered; the one longest unseen is forgotten, with a full bucket."""
 RESERVED_CALLS_MAX, RESERVED_QUEUE_MAX = 32, 256
-WINDOW_S, WINDOW_SAMPLES_MIN = 0.1, 10
-PROBE_WINDOWS = 100
 PRESSURE = 1.5
 """Arrivals for each call that finishes, above which a lane is under pressure."""
 PRESSURE_WINDOWS, PRESSURE_SMOOTHING, PRESSURE_KEPT_S = 3, 0.3, 1.0
 OLDEST_EVERY = 8
 RETRY_S_MIN, RETRY_S_MAX = 0.02, 5.0
-_RANDOM = random.SystemRandom()
+_RANDOM = random.Random()  # noqa: S311 - spreads callers, hides nothing
 
 
 class AdmissionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -222,69 +218,6 @@ class _Allowance(NamedTuple):
     points_written: Bucket | None
 
 
-class Limit:
-    """How many may run at a time: between a floor and a ceiling, by measured latency.
-
-    Parameters
-    ----------
-    floor, ceiling
-        Bounds. Times seen while no more than `floor` ran count as those without load.
-    """
-
-    TOLERANCE = 1.2
-    SMOOTHING = 0.5
-
-    def __init__(self, floor: int, ceiling: int) -> None:
-        self.floor = floor
-        self.ceiling = max(floor, ceiling)
-        self.value = float(floor)
-        self.places = floor
-        self.quiet_s: dict[str, float] = {}
-        self.mean_s = 0.0
-        self._slowness, self._samples, self._busy_max, self._window_end_s = 0.0, 0, 0, 0.0
-        self._windows, self._probing = 0, False
-
-    def sample(self, name: str, service_s: float, running: int, now_s: float) -> None:
-        """Note how long a call took, and how many ran, it among them, when it ended."""
-        quiet_s = self.quiet_s.get(name)
-        if quiet_s is None:
-            quiet_s = self.quiet_s[name] = service_s
-        elif running <= self.floor:
-            quiet_s = self.quiet_s[name] = quiet_s + 0.05 * (service_s - quiet_s)
-        elif service_s < quiet_s:
-            # Less than without load: what was taken for that was not.
-            quiet_s = self.quiet_s[name] = quiet_s + 0.2 * (service_s - quiet_s)
-        self.mean_s += (0.05 if self.mean_s else 1.0) * (service_s - self.mean_s)
-        self._slowness += service_s / quiet_s if quiet_s > 0 else 1.0
-        self._samples += 1
-        if running > self._busy_max:
-            self._busy_max = running
-        if now_s >= self._window_end_s and self._samples >= WINDOW_SAMPLES_MIN:
-            self._end_window(now_s)
-
-    def _end_window(self, now_s: float) -> None:
-        slowness, busy = self._slowness / self._samples, self._busy_max
-        self._slowness, self._samples, self._busy_max, self._window_end_s = 0.0, 0, 0, now_s + WINDOW_S
-        if self._probing:
-            self._probing = False
-            self._set(self.value)
-            return
-        gradient = max(0.5, min(1.0, self.TOLERANCE / slowness))
-        # What was not used says nothing for more; what is slow speaks for less in any case.
-        headroom = sqrt(self.value) / 2 if busy >= self.places else 0.0
-        wanted = self.value * gradient + headroom
-        self._set(self.value + self.SMOOTHING * (wanted - self.value))
-        if self.places > self.floor:
-            self._windows += 1
-            if self._windows >= PROBE_WINDOWS:
-                self._windows, self._probing = 0, True
-                self.places = self.floor
-
-    def _set(self, value: float) -> None:
-        self.value = min(float(self.ceiling), max(float(self.floor), value))
-        self.places = int(self.value)
-
-
 class Queue:
     """What waits in one lane: classes in order, callers in turn, each caller's calls in order."""
 
@@ -323,10 +256,11 @@ class Queue:
 
     def evict_for(self, call: Call) -> Call | None:
         """Remove the latest, least urgent call of the caller with most in the queue, if another than who asks."""
-        caller = max(self._by_caller, key=self._by_caller.__getitem__)
-        most = self._by_caller[caller]
+        counts = self._by_caller
+        caller = max(counts, key=counts.__getitem__) if len(counts) > 1 else next(iter(counts))
+        most = counts[caller]
         same = caller == call.caller
-        if not same and most <= self._by_caller.get(call.caller, 0) + 1:
+        if not same and most <= counts.get(call.caller, 0) + 1:
             caller, same = call.caller, True
         for rank in range(len(self._classes) - 1, -1, -1):
             turns = self._classes[rank]
@@ -397,8 +331,17 @@ class _Lane:
         """Return how long a call may have to wait."""
         if now_s >= self._pressed_until_s:
             return self._calm_wait_s
-        # At least as long as it takes to keep every place busy.
-        return max(self._pressed_wait_s, 2.0 * self.limit.mean_s)
+        # At least so long that a place that becomes free finds a call that waits for it.
+        return max(self._pressed_wait_s, self.limit.mean_s)
+
+    def reason_against(self, call: Call, now_s: float) -> Reason | None:
+        """Return why a call that has waited is not to be started after all."""
+        if call.deadline_s - now_s < self.limit.quiet_s.get(call.kind.name, 0.0):
+            return "deadline"
+        # What came before the pressure was seen has waited too long already, and keeps all behind it waiting.
+        if self.is_pressed(now_s) and now_s - call.arrived_s > 2 * self.wait_s_max(now_s) and self.queue.size:
+            return "wait"
+        return None
 
     def wait_s(self) -> float:
         """Return how long the next call will wait, as far as one can tell."""
@@ -466,7 +409,7 @@ class Admission:
             if wait_s + lane.limit.quiet_s.get(kind.name, 0.0) > call.deadline_s - now_s:
                 call.refusal = Refusal("deadline", self._retry_s(lane, wait_s))
                 return False
-            if wait_s > lane.wait_s_max(now_s) and lane.queue.size >= lane.limit.places:
+            if wait_s > lane.wait_s_max(now_s) and lane.queue.size:
                 return self._make_room("wait", lane, call)
         if lane.queue.size >= lane.queue_max:
             return self._make_room("queue", lane, call)
@@ -513,8 +456,9 @@ class Admission:
         for lane in self._order:
             while lane.queue.size and lane.running < lane.limit.places:
                 call = lane.queue.pop()
-                if call.deadline_s - now_s < lane.limit.quiet_s.get(call.kind.name, 0.0):
-                    call.refusal = Refusal("deadline", self._retry_s(lane, lane.wait_s()))
+                reason = lane.reason_against(call, now_s)
+                if reason is not None:
+                    call.refusal = Refusal(reason, self._retry_s(lane, lane.wait_s()))
                     self.evicted.append(call)
                     continue
                 lane.running += 1
