@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.server import Wire
-from vecstore import Collection, Database, NotFound
+from vecstore import Collection, Database, InvalidArgument, NotFound
 from vecstore.clock import SystemClock
 from vecstore.server import caller
 from vecstore.server.caller import Caller, Grant
@@ -266,6 +266,63 @@ def test_bad_requests_are_refused(
     assert error.outcome == "refused"
     assert [word for word in words if word.lower() not in str(error).lower()] == [], str(error)
     assert database.status()["lsn"] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "limit"),
+    [
+        ("Get", {"ids": pb.Ids(ints=bytes(8 * 100_001))}, "ids_max"),
+        ("Delete", {"ids": pb.Ids(strings=pb.Blobs(sizes=bytes(4 * 100_001)))}, "ids_max"),
+        ("SearchBatch", {"vectors": pb.Floats(rows=10_001, columns=4, data=bytes(160_016)), "k": 1}, "queries_max"),
+        ("SearchBatch", {"vectors": pb.Floats(rows=2_000, columns=4, data=bytes(32_000)), "k": 10_000}, "hits_max"),
+        ("Search", {"payload": pb.PayloadPart(keys=["a"] * 1_001)}, "payload_keys_max"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_asks_for_too_much_is_refused(
+    wire: Wire, docs: Collection, name: str, change: dict[str, Any], limit: str
+) -> None:
+    """Few bytes that ask for much work or memory are RESOURCE_EXHAUSTED, with the limit named, before any is done."""
+    kind: Any = BY_PATH[f"/vecstore.v1.Collections/{name}"].request
+    error = failed(lambda: wire(name, kind(collection=docs.number, **change)))
+    assert (type(error).__name__, error.details["limit"]) == ("Exhausted", limit)
+    assert "split" in error.hint
+
+
+def test_a_record_of_too_many_points_is_refused_as_ever(wire: Wire, docs: Collection) -> None:
+    """The words are the engine's, and are said before the points are read."""
+    with pytest.raises(InvalidArgument) as local:
+        docs.upsert(range(10_001), np.ones((10_001, 4)))
+    asked = upsert(docs, list(range(10_001)), np.ones((10_001, 4)), [b"not even JSON"] * 10_001)
+    error = failed(lambda: wire("Upsert", asked))
+    assert type(error).__name__ == "InvalidArgument"
+    assert error.args[0].split(" of ")[0] == local.value.args[0].split(" of ")[0]
+    assert error.details["points_max"] == local.value.details["points_max"]
+
+
+def test_an_answer_beyond_one_message_is_refused(wire: Wire, docs: Collection) -> None:
+    """Payloads that fill more than a message have the call refused, with what to do."""
+    large = "x" * 1_000_000
+    for i in range(14):
+        docs.upsert(range(10 * i, 10 * i + 10), np.ones((10, 4)), [{"t": large}] * 10)
+    ids = codec.pack_ids(list(range(140)))
+    vector = np.ones(4, "<f4")
+    for name, asked in (
+        ("Get", pb.GetRequest(collection=docs.number, ids=ids, payload=ALL)),
+        ("Search", pb.SearchRequest(collection=docs.number, vector=vector.tobytes(), k=140, payload=ALL)),
+        (
+            "SearchBatch",
+            pb.SearchBatchRequest(collection=docs.number, vectors=codec.pack_floats(vector[None]), k=140, payload=ALL),
+        ),
+    ):
+        error = failed(lambda name=name, asked=asked: wire(name, asked))
+        assert (type(error).__name__, error.details["limit"]) == ("Exhausted", "reply_bytes")
+    assert sum(len(reply.points.payloads.sizes) // 4 for reply in wire("Scan", scan_of(docs))) == 140
+
+
+def scan_of(docs: Collection) -> pb.ScanRequest:
+    """Return the request of a scan of all payloads."""
+    return pb.ScanRequest(collection=docs.number, payload=ALL)
 
 
 def test_an_unknown_number_is_not_found(wire: Wire, docs: Collection) -> None:

@@ -27,13 +27,12 @@ from ..wire.codec import (
     unpack_blobs,
     unpack_filter,
     unpack_floats,
-    unpack_ids,
-    unpack_part,
     unpack_scores,
 )
 from ..wire.methods import COLLECTIONS, METHODS, SERVICES, Method
 from ..wire.v1 import store_pb2 as pb
 from . import caller, stream
+from .bounds import bounded_batch, bounded_ids, bounded_part
 from .deadline import left_s, write_left_s
 from .directory import Directory
 from .reply import batch_reply, collection_message, json_bytes, pack_points, search_reply, written_reply
@@ -258,7 +257,7 @@ class Service:
         return stream.upserts(self._database, self._directory, asked, context, self._clock)
 
     def _update(self, asked: pb.UpdateRequest, context: grpc.ServicerContext) -> pb.Written:
-        ids = unpack_ids(asked.ids)
+        ids = bounded_ids(asked.ids)
         vectors = unpack_floats(asked.vectors) if asked.HasField("vectors") else None
         payloads = None
         if asked.HasField("payloads"):
@@ -273,7 +272,7 @@ class Service:
         return written_reply(written, self._database.position()[0])
 
     def _delete(self, asked: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.Written:
-        ids = unpack_ids(asked.ids) if asked.HasField("ids") else None
+        ids = bounded_ids(asked.ids) if asked.HasField("ids") else None
         filter = unpack_filter(asked.filter)
         collection = self._directory.by_number(asked.collection)
         timeout_s = write_left_s(asked.write, context, self._clock)
@@ -299,7 +298,7 @@ class Service:
     def _search(self, asked: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
         vector = asked.vector
         query = np.frombuffer(vector, "<f4") if not len(vector) & 3 else unpack_scores(vector, "vector")
-        keys = unpack_part(asked.payload) if asked.HasField("payload") else False
+        keys = bounded_part(asked.payload) if asked.HasField("payload") else False
         filter, with_vector = asked.filter, asked.with_vector
         hits = self._directory.by_number(asked.collection).search(
             query,
@@ -318,7 +317,8 @@ class Service:
         return search_reply(hits, self._database.position()[0], keys, with_vector)
 
     def _search_batch(self, asked: pb.SearchBatchRequest, context: grpc.ServicerContext) -> pb.SearchBatchReply:
-        keys = unpack_part(asked.payload) if asked.HasField("payload") else False
+        bounded_batch(asked.vectors.rows, asked.k)
+        keys = bounded_part(asked.payload) if asked.HasField("payload") else False
         batch = self._directory.by_number(asked.collection).search_batch(
             unpack_floats(asked.vectors),
             asked.k,
@@ -333,9 +333,9 @@ class Service:
         return batch_reply(batch, self._database.position()[0], keys)
 
     def _get(self, asked: pb.GetRequest, context: grpc.ServicerContext) -> pb.PointsReply:
-        keys = unpack_part(asked.payload) if asked.HasField("payload") else False
+        keys = bounded_part(asked.payload) if asked.HasField("payload") else False
         collection = self._directory.by_number(asked.collection)
-        ids = unpack_ids(asked.ids)
+        ids = bounded_ids(asked.ids)
         self._await(asked.after, context)
         epoch, lsn = self._database.position()
         points = collection.get(ids, with_payload=keys, with_vector=asked.with_vector, timeout=left_s(context))
@@ -349,8 +349,8 @@ class Service:
         return pb.CountReply(epoch=epoch, lsn=lsn, count=collection.count(filter, timeout=left_s(context)))
 
     def _scan(self, asked: pb.ScanRequest, context: grpc.ServicerContext) -> Iterator[pb.PointsReply]:
-        keys = unpack_part(asked.payload) if asked.HasField("payload") else False
-        start = unpack_ids(asked.start, "start")
+        keys = bounded_part(asked.payload) if asked.HasField("payload") else False
+        start = bounded_ids(asked.start, "start")
         if len(start) > 1:
             raise InvalidArgument(f"start: {inputs.shown(start)} given; allowed is one id, or none")
         collection = self._directory.by_number(asked.collection)

@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..config import DIM_MAX
+from ..config import DIM_MAX, RECORD_POINTS_MAX
 from ..errors import InvalidArgument
 from ..fields import timestamp_text, timestamp_us
+from ..inputs import too_large
 from ..record import IdKind
 
 __all__ = ["Body", "read_payloads", "restore_moments", "unpack_body"]
@@ -57,6 +58,9 @@ def unpack_body(data: bytes) -> Body:
         raise InvalidArgument(f"body: kind of ids {kind}, flag {full} given; allowed are 1 or 2, and 1")
     if dim > DIM_MAX:
         raise InvalidArgument(f"body: dimension {dim} given; allowed are up to {DIM_MAX}")
+    if count > RECORD_POINTS_MAX:
+        # Before anything is made of them: the message for it is that of the engine.
+        raise too_large("upsert", count, len(data))
     at = _HEAD.size
     if kind == IdKind.INT:
         _check_room(data, at + 8 * count, "ids")
@@ -83,9 +87,11 @@ def restore_moments(payloads: Sequence[dict[str, Any]], keys: Sequence[str]) -> 
 
     Text that the caller gave beside them stays text, but where it is written as moments are: then it stays as written.
     """
-    for payload in payloads:
-        for key in keys:
-            text = payload.get(key)
+    wanted = set(keys)
+    for payload in payloads if wanted else ():
+        # Of the keys, which may be many, only those that are there.
+        for key in wanted.intersection(payload):
+            text = payload[key]
             if isinstance(text, str) and len(text) == _MOMENT_LENGTH:
                 with contextlib.suppress(ValueError):
                     us = timestamp_us(text)
