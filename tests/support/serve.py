@@ -32,6 +32,7 @@ __all__ = ["Served", "call", "filled", "health", "load", "logged", "node", "poin
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30.0
+END_S = 45.0
 _BY_NAME = {method.name: method for method in METHODS}
 
 
@@ -88,16 +89,21 @@ class Served:
             yield channel
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and return the exit code."""
+        """Send a signal and return the exit code; a process that goes on says where each of its threads is."""
         self.process.send_signal(number)
-        return self.process.wait(TIMEOUT_S)
+        try:
+            return self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait()
+            raise AssertionError(f"still there {END_S:.0f} s after signal {number}:\n{self.log.read_text()}") from None
 
 
 def started(
     data: Path | str, *arguments: str, log: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Start a server process; whoever calls this ends it."""
-    command = [sys.executable, "-m", "vecstore.cli.main", "serve", "--data", str(data)]
+    command = [sys.executable, "-X", "faulthandler", "-m", "vecstore.cli.main", "serve", "--data", str(data)]
     if "--listen" not in arguments:
         command += ["--listen", "127.0.0.1:0"]
     if "--http" not in arguments:
