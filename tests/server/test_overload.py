@@ -9,6 +9,7 @@ is disturbed gets another try; a server that cannot do it never does.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,8 +123,12 @@ def test_a_flood_is_counted(bench: Bench) -> None:
 
     after = bench.served.metrics()
     assert sheds(after) - sheds(before) == flood.failed["RESOURCE_EXHAUSTED"]
-    for name in ("vecstore_requests_in_flight", "vecstore_queue_calls"):
-        assert all(value == 0 for (found, _), value in after.items() if found == name)
+    # A call whose client has its answer may be about to say so.
+    load = ("vecstore_requests_in_flight", "vecstore_queue_calls")
+    pause = threading.Event()
+    while any(value for (name, _), value in after.items() if name in load):
+        pause.wait(0.01)
+        after = bench.served.metrics()
 
 
 def test_oversize_messages_are_refused_without_harm(bench: Bench) -> None:
