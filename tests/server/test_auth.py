@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
+import time
 import tomllib
 from math import inf
 from pathlib import Path
 from typing import Any
 
+import grpc
 import jwt
 import pytest
 from click.testing import CliRunner
@@ -16,10 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+import vecstore
+from tests.support.server import Wire, serving_node
 from vecstore.cli.main import cli
 from vecstore.errors import InvalidArgument, Unauthenticated
 from vecstore.server.auth import REMEMBERED_TOKENS_MAX, Authenticator, AuthSettings, digest_of
 from vecstore.server.caller import ANYONE, Caller, Grant
+from vecstore.wire.v1 import store_pb2 as pb
 
 NOW_S = 1_700_000_000
 ED, OTHER_ED = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -245,12 +252,12 @@ def test_a_token_with_a_forged_signature_is_refused(asked: Authenticator) -> Non
         f"Bearer {head}.{body}.",
         f"Bearer {head}.{body}.{signature[:-4]}",
         f"Bearer {part({'alg': 'RS256'})}.{body}.{signature}",
+        f"Bearer {base64.urlsafe_b64encode(b'[' * 3_000).decode()}.{body}.{signature}",
+        f"Bearer {part({'alg': ['EdDSA']})}.{body}.{signature}",
+        f"Bearer {part([])}.{body}.{signature}",
         signed(RSA, "RS512"),
         signed(RSA, "PS256"),
     ]
-    import hashlib
-    import hmac
-
     for secret in (pem(ED), pem(RSA), pem(ED).strip()):
         text = f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part(claims())}"
         mac = base64.urlsafe_b64encode(hmac.new(secret, text.encode(), hashlib.sha256).digest()).rstrip(b"=").decode()
@@ -281,6 +288,36 @@ def test_what_is_remembered_is_bounded(asked: Authenticator) -> None:
         remembered[i.to_bytes(4, "big")] = (caller, inf)
     asked.by_token(signed())
     assert len(asked._known.remembered) <= REMEMBERED_TOKENS_MAX
+
+
+def test_tokens_are_looked_at_on_the_wire(tmp_path: Path) -> None:
+    """A real server lets the good token in, and none that is expired, for others, from others, unsigned or forged."""
+    (tmp_path / "keys.pem").write_bytes(pem(ED) + pem(RSA))
+    settings = AuthSettings(jwt_keys=str(tmp_path / "keys.pem"), jwt_issuer=ISSUER, jwt_audience=AUDIENCE)
+    now_s = int(time.time())
+    soon: dict[str, Any] = {"exp": now_s + 60}
+    good = [signed(**soon), signed(RSA, "RS256", **soon)]
+    text = f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part(claims(**soon))}"
+    mac = base64.urlsafe_b64encode(hmac.new(pem(ED), text.encode(), hashlib.sha256).digest()).rstrip(b"=").decode()
+    bad = [
+        signed(exp=now_s - 60),
+        signed(**soon, aud="another"),
+        signed(**soon, iss="another"),
+        signed(OTHER_ED, **soon),
+        f"Bearer {part({'alg': 'none'})}.{part(claims(**soon))}.",
+        f"Bearer {text}.{mac}",
+    ]
+    codes = []
+    with vecstore.open(str(tmp_path / "store")) as database, serving_node(database, auth=settings) as node:
+        wire = Wire(node.grpc_address)
+        for header in (*good, *bad, *good):
+            try:
+                wire("ListCollections", pb.ListCollectionsRequest(), metadata=(("authorization", header),))
+                codes.append("OK")
+            except grpc.RpcError as error:
+                codes.append(error.code().name)
+        wire.close()
+    assert codes == ["OK", "OK", *["UNAUTHENTICATED"] * len(bad), "OK", "OK"]
 
 
 def jwks(*keys: tuple[str | None, Any]) -> str:

@@ -256,7 +256,7 @@ class Authenticator:
         settings = self._settings
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError as exc:
+        except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError) as exc:
             raise Unauthenticated(_UNKNOWN) from exc
         name = header.get("kid")
         # The header may choose among our keys; the key alone says which algorithm is allowed with it.
@@ -279,7 +279,7 @@ class Authenticator:
                 )
             except (jwt.InvalidAudienceError, jwt.InvalidIssuerError, jwt.MissingRequiredClaimError) as exc:
                 raise Unauthenticated(f"token: {_reason(exc)}") from exc
-            except (jwt.InvalidTokenError, ValueError, TypeError):
+            except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
                 continue
             return self._from_claims(claims)
         raise Unauthenticated(_UNKNOWN)

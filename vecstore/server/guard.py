@@ -150,6 +150,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                         ticket.caller = who.name
                     except Unauthenticated as error:
                         ticket.error = error
+                    except Exception as error:  # noqa: BLE001 - whatever a token makes go wrong, it is no token
+                        log.logger().error("a token could not be looked at", exc_info=error)
+                        ticket.error = Unauthenticated("token: not one that this server knows")
                     break
         if self._spans is not None:
             ticket.trace = metadata

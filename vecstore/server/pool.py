@@ -200,9 +200,18 @@ class Pool:
             ticket = Ticket(_OTHER, "other", ANYONE)
         ticket.job = (run, args)
         ticket.event = args[1]
+        now_s = ticket.arrived_s = self.now_s()
+        try:
+            self._take(ticket, now_s)
+        except Exception:  # noqa: BLE001 - see below
+            # gRPC's only serving thread must outlive whatever this is.
+            _LOG.exception("a call could not be admitted")
+            if ticket.job is not None:
+                self._answer(ticket, VecstoreError("internal error"))
+
+    def _take(self, ticket: Ticket, now_s: float) -> None:
         if self.identify is not None:
             self.identify(ticket)
-        now_s = ticket.arrived_s = self.now_s()
         if ticket.error is not None:
             self._answer(ticket, ticket.error)
             return
