@@ -164,6 +164,26 @@ def test_a_write_takes_effect_once(database: Database, wire: Wire, docs: Collect
     assert wire("Wait", pb.WaitRequest(token=asked.write.request_id.hex())).lsn == first.lsn
 
 
+def test_a_change_that_is_tried_again_is_done_once(database: Database, wire: Wire) -> None:
+    """Create, add, rename and drop under the id of one that was done: the same answer, and no other effect."""
+    ids = [pb.Write(request_id=os.urandom(16)) for _ in range(4)]
+    create = pb.CreateCollectionRequest(write=ids[0], name="docs", dim=4)
+    number = wire("CreateCollection", create).collection.number
+    assert wire("CreateCollection", create).collection.number == number
+    for name, asked in (
+        ("AddField", pb.AddFieldRequest(write=ids[1], collection=number, name="a", type="int64")),
+        ("RenameCollection", pb.RenameCollectionRequest(write=ids[2], name="docs", to="papers")),
+        ("DropCollection", pb.DropCollectionRequest(write=ids[3], name="papers")),
+    ):
+        wire(name, asked)
+        # What has the name now is another collection.
+        if name == "DropCollection":
+            wire("CreateCollection", pb.CreateCollectionRequest(name="papers", dim=4))
+        before = database.status()["lsn"]
+        assert wire(name, asked).lsn == before
+    assert database.collections() == ["papers"]
+
+
 def test_a_write_that_comes_too_late_is_not_started(database: Database, wire: Wire, docs: Collection) -> None:
     """The server's clock decides: past `not_after_us` nothing changes, and the outcome is known."""
     late = upsert(docs, [9], [[1, 1, 1, 1]], [{}], not_after_us=SystemClock().wall_us() - 1)
