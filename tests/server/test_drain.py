@@ -146,6 +146,7 @@ def test_calls_in_flight_finish_and_new_ones_are_refused(data: Path) -> None:
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             error = pb.Error.FromString(dict(caught.value.trailing_metadata())["vecstore-error-bin"])
             assert (error.type, error.outcome, error.retryable) == ("Unavailable", "refused", True)
+            assert 350 <= int(dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"]) <= 700
             assert health(channel) == "NOT_SERVING"
             assert served.get("/readyz")[0] == 503
             found = sum(len(reply.points.ids.ints) // 8 for reply in replies)

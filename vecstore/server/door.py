@@ -7,6 +7,7 @@ to the guard. Both the guard and the handlers may be made after the server began
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 import grpc
 
 from ..errors import Unavailable
-from ..wire.status import trailers
+from ..wire.status import PUSHBACK_KEY, trailers
 from . import health
 
 __all__ = ["Door", "Handlers"]
 
 _HEALTH = f"/{health.NAME}/"
+_PUSHBACK_MS = (350, 700)
+"""When clients should try again: once they were told to go elsewhere, and not all at once. Sooner would only use up the
+few attempts that gRPC allows."""
+_RANDOM = random.SystemRandom()
 
 
 class Door(grpc.ServerInterceptor):  # type: ignore[misc]
@@ -66,7 +71,8 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
         code, text, metadata = trailers(Unavailable(why))
 
         def refuse(_: Iterator[bytes], context: grpc.ServicerContext) -> None:
-            context.set_trailing_metadata(metadata)
+            pushback = (PUSHBACK_KEY, str(_RANDOM.randint(*_PUSHBACK_MS)))
+            context.set_trailing_metadata((*metadata, pushback))
             context.abort(code, text)
 
         refuse.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
