@@ -20,6 +20,7 @@ import vecstore
 from tests.support.serve import TIMEOUT_S, call, filled, health, load, logged, points, process
 from vecstore import Database
 from vecstore.server.auth import digest_of
+from vecstore.server.health import WATCHES_MAX
 from vecstore.server.node import Node
 from vecstore.wire.methods import SERVICES
 from vecstore.wire.v1 import store_pb2 as pb
@@ -79,6 +80,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for start in range(0, POINTS, 10_000):
             docs.upsert(list(range(start, start + 10_000)), [[float(start)] * 64] * 10_000)
     return path
+
+
+def watch_of(channel: grpc.Channel) -> Any:
+    """Return what watches the health of a server."""
+    return channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
 
 
 def number_of(channel: grpc.Channel) -> int:
@@ -184,12 +194,7 @@ def test_a_second_signal_ends_at_once(data: Path) -> None:
 def test_watchers_of_health_do_not_hold_it_up(tmp_path: Path) -> None:
     """Clients that watch the health are told NOT_SERVING, and then their streams are ended: the drain is quick."""
     with process(tmp_path / "store") as served, served.channel() as channel:
-        stub = channel.unary_stream(
-            "/grpc.health.v1.Health/Watch",
-            request_serializer=HealthCheckRequest.SerializeToString,
-            response_deserializer=HealthCheckResponse.FromString,
-        )
-        watched = [stub(HealthCheckRequest(), timeout=60) for _ in range(10)]
+        watched = [watch_of(channel)(HealthCheckRequest(), timeout=60) for _ in range(10)]
         assert {next(each).status for each in watched} == {HealthCheckResponse.SERVING}
         start_s = time.monotonic()
         served.process.send_signal(signal.SIGTERM)
@@ -199,6 +204,29 @@ def test_watchers_of_health_do_not_hold_it_up(tmp_path: Path) -> None:
         for each in watched:
             with pytest.raises(grpc.RpcError):
                 next(each)
+
+
+def test_watchers_of_health_are_bounded(tmp_path: Path) -> None:
+    """Beyond so many watchers another is refused, and asked to check; once some are gone, others may come."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    request, wanted = HealthCheckRequest(), HealthCheckResponse.SERVING
+    with process(tmp_path / "store", environment={"VECSTORE_SERVER_STREAMS_MAX": "2000"}) as served:
+        with grpc.insecure_channel(served.grpc, options) as channel:
+            watching = [watch_of(channel)(request, timeout=60) for _ in range(WATCHES_MAX)]
+            assert {next(each).status for each in watching} == {wanted}
+            with pytest.raises(grpc.RpcError) as caught:
+                next(watch_of(channel)(request, timeout=60))
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert health(channel) == "SERVING"
+            for each in watching:
+                each.cancel()
+            while True:
+                try:
+                    assert next(watch_of(channel)(request, timeout=60)).status == wanted
+                    break
+                except grpc.RpcError as exc:
+                    assert exc.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert served.end() == 0
 
 
 def test_no_call_fails_while_two_servers_are_restarted(tmp_path: Path) -> None:

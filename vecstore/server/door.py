@@ -3,13 +3,14 @@
 Closed, it refuses each call with a retryable `Unavailable` before anything else looks at it: while the store recovers,
 and once the server was told to stop. Health passes at all times, straight to its own handlers. Open, it hands each call
 to the guard. Both the guard and the handlers may be made after the server began to listen.
+
+Refusals and health run in the pool's reserved lane: neither waits behind calls, and a flood of either is bounded.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -41,8 +42,6 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, health: grpc.GenericRpcHandler, why: str) -> None:
         self._health = health
         self._guard: Any = None
-        # Refusals must not wait behind calls that are being worked on.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vecstore-door")
         self._refusal: Any = self._refusing(why)
 
     def open(self, guard: grpc.ServerInterceptor) -> None:
@@ -53,10 +52,6 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
     def close(self, why: str) -> None:
         """Refuse calls that come from now on."""
         self._refusal = self._refusing(why)
-
-    def shutdown(self) -> None:
-        """Let its thread go; no call may come any more."""
-        self._pool.shutdown(wait=False)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the handler of a call: the service's own, or the refusal."""
@@ -75,7 +70,6 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
             context.set_trailing_metadata((*metadata, pushback))
             context.abort(code, text)
 
-        refuse.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
         # A stream of bytes is what every kind of call looks like; none of it is read.
         return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -1,13 +1,13 @@
 """Health as `grpc.health.v1` has it: is the store served, and which of its services.
 
 Everything is NOT_SERVING until the store has recovered, and again once the server was told to stop. It is asked without
-credentials and answered by threads of its own, so a server that is full is not taken for one that is dead.
+credentials and has a lane of its own, so a server that is full is not taken for one that is dead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ from ..wire.methods import SERVICES
 __all__ = ["NAME", "Health"]
 
 NAME = "grpc.health.v1.Health"
-_THREADS = 2
+WATCHES_MAX = 1_000
 
 
 class Health:
@@ -27,7 +27,8 @@ class Health:
 
     def __init__(self) -> None:
         self._servicer = HealthServicer()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="vecstore-health")
+        self._lock = Lock()
+        self._watches = 0
         self._set(HealthCheckResponse.NOT_SERVING)
 
     def serving(self) -> None:
@@ -38,10 +39,6 @@ class Health:
         """Say that none is served any more."""
         self._servicer.enter_graceful_shutdown()
 
-    def shutdown(self) -> None:
-        """Let its threads go."""
-        self._pool.shutdown(wait=False)
-
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the service's handlers."""
 
@@ -49,10 +46,16 @@ class Health:
             return self._servicer.Check(request, context)
 
         def watch(request: Any, context: grpc.ServicerContext, send: Callable[[Any], None] | None = None) -> Any:
+            with self._lock:
+                if self._watches >= WATCHES_MAX:
+                    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{WATCHES_MAX} watch already; ask by Check")
+                self._watches += 1
+            if not context.add_callback(self._ended):
+                # Its client is gone already.
+                self._ended()
             return self._servicer.Watch(request, context, send)
 
-        # Marks that grpc looks for: these threads run it, and a watch holds none of them while nothing changes.
-        check.experimental_thread_pool = watch.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
+        # A mark that grpc looks for: a watch holds no thread while nothing changes.
         watch.experimental_non_blocking = True  # type: ignore[attr-defined]
         forms = {
             "request_deserializer": HealthCheckRequest.FromString,
@@ -65,6 +68,10 @@ class Health:
                 "Watch": grpc.unary_stream_rpc_method_handler(watch, **forms),
             },
         )
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._watches -= 1
 
     def _set(self, state: Any) -> None:
         for service in ("", *SERVICES):

@@ -208,8 +208,6 @@ class Node:
                 self._database.close()
         finally:
             self._pool.shutdown(wait=False)
-            self._door.shutdown()
-            self._health.shutdown()
             if self._http is not None:
                 self._http.close()
             if self.tracing is not None:
