@@ -360,6 +360,8 @@ def _merged(metric: Metric, best: Floats, found: Rows, scores: Floats, at: int, 
     columns: Rows
     if best.shape[1] < width:
         near, columns = nearest(metric, scores, width)
+        if not best.shape[1]:
+            return near, columns + at
     else:
         # Few rows beat the worst one found: only those are sorted.
         better = scores < best[:, -1:] if metric == "l2" else scores > best[:, -1:]
