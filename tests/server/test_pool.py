@@ -249,15 +249,21 @@ def test_a_message_that_is_slow_to_come_is_still_answered() -> None:
         held.until(lambda: held.running() == 0 and not held.pool._aside)
 
 
-def test_a_stream_that_sends_nothing_is_ended() -> None:
-    """A bulk load whose client went silent is cancelled after the time for that, and its place is free again."""
+@pytest.mark.parametrize("name", ["UpsertStream", "Scan", "Wait"])
+def test_a_stream_that_sends_nothing_is_ended(name: str) -> None:
+    """A client that opens a bulk load, a scan or a wait and goes silent is cut off, and its place is free again."""
 
     def upserts(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[pb.Written]:
         for _ in requests:
             yield pb.Written()
 
-    with stage({"UpsertStream": upserts}, stream_idle_s_max=0.3) as held:
-        call, ended = half_open(held, "UpsertStream")
+    behaviours: dict[str, Behaviour] = {
+        "UpsertStream": upserts,
+        "Scan": lambda r, c: iter(()),
+        "Wait": lambda r, c: pb.Written(),
+    }
+    with stage(behaviours, stream_idle_s_max=0.3) as held:
+        call, ended = half_open(held, name)
         held.until(lambda: held.running("long") == 1)
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
@@ -394,3 +400,41 @@ def test_threads_are_bounded() -> None:
         assert all(call.result(TIMEOUT_S) == pb.SearchReply() for call in calls)
         assert held.pool._threads <= 4 + 1
         assert held.pool.threads_max < 200
+
+
+# -- what must not bring the server down -------------------------------------------------------------------------------
+
+
+def test_a_call_that_cannot_be_admitted_ends_alone() -> None:
+    """Whatever goes wrong while a call is looked at, it is answered, and so is the next one."""
+    with stage({"Search": lambda r, c: pb.SearchReply()}) as held:
+        held.start("Search").result(TIMEOUT_S)
+        look = held.pool.identify
+        held.pool.identify = lambda ticket: 1 / 0  # type: ignore[assignment]
+        for _ in range(3):
+            call = held.start("Search")
+            assert refusal(call)[0] == "INTERNAL"
+            assert "division" not in call.details()
+        held.pool.identify = look
+        assert held.start("Search").result(TIMEOUT_S) == pb.SearchReply()
+
+
+def test_what_grpc_itself_holds_is_bounded() -> None:
+    """While gRPC's thread is behind, calls pile up before the pool sees them: gRPC ends those beyond some thousands."""
+    with stage({"Search": lambda r, c: pb.SearchReply()}) as held:
+        held.start("Search").result(TIMEOUT_S)
+        look, go = held.pool.identify, threading.Event()
+        assert look is not None
+
+        def wait(ticket: Any) -> None:
+            go.wait(TIMEOUT_S)
+            look(ticket)
+
+        held.pool.identify = wait
+        calls = [held.start("Search") for _ in range(4_000)]
+        held.until(lambda: sum(call.done() for call in calls) >= 500)
+        go.set()
+        codes = {call.exception(TIMEOUT_S) and call.code().name for call in calls}
+        assert codes <= {None, "CANCELLED", "RESOURCE_EXHAUSTED"}
+        assert held.start("Search").result(TIMEOUT_S) == pb.SearchReply()
+        held.until(lambda: held.running() == 0 and held.queued() == 0)

@@ -261,6 +261,7 @@ class Pool:
                     self._aside.pop(ticket, None)
                     self._admission.step_in(ticket)
                     ticket.aside = False
+        ticket.in_since_s = inf
         ticket.entered_s = self.now_s()
 
     def charge(self, ticket: Ticket, points: int) -> float:
@@ -289,6 +290,8 @@ class Pool:
     def _dispatch(self, ticket: Ticket) -> None:
         """Hand a call that has a place to a thread; with the lock held."""
         if ticket.kind.lane == "long":
+            # Its first message is awaited from now on.
+            ticket.in_since_s = ticket.started_s
             self._streams[ticket] = None
         elif ticket.kind is not _OTHER:
             self._receiving[ticket] = None
