@@ -199,6 +199,35 @@ def test_a_bulk_load_goes_on_after_a_restart(path: str) -> None:
     restarted[0].drain(0.0)
 
 
+def test_the_async_client_bridges_a_restart_too(path: str) -> None:
+    """A bulk load and single writes of the async client go on when the only server comes back."""
+    nodes = [begun(path)]
+    address = nodes[0].grpc_address
+
+    def restart() -> None:
+        nodes[0].drain(0.0)
+        nodes.append(begun(path, address))
+
+    async def scenario() -> None:
+        async with vecstore.aio.connect(address, timeout=30) as database:
+            docs = await database.create_collection("docs", 2, metric="l2")
+            restarting: list[asyncio.Future[None]] = []
+
+            def progress(done: int) -> None:
+                if done >= 10_000 and not restarting:
+                    restarting.append(asyncio.ensure_future(asyncio.to_thread(restart)))
+
+            written = await docs.upsert_table(table_of(40_000), progress=progress)
+            singles = await asyncio.gather(*(docs.upsert(100_000 + i, ROW) for i in range(20)))
+            await restarting[0]
+            assert written.count == 40_000
+            assert [one.count for one in singles] == [1] * 20
+            assert await docs.count() == 40_020
+
+    asyncio.run(scenario())
+    nodes[1].drain(0.0)
+
+
 def test_a_scan_that_is_cut_off_says_how_to_go_on(path: str) -> None:
     """A scan stays on one view, so it cannot go on at another server: the error says to begin at the last id."""
     node = begun(path)
