@@ -7,7 +7,8 @@ kept, for each is compared with its checksum; RocksDB's are brought back to what
 The result is of a lineage of its own: LSNs are kept, and its chain at the snapshot's LSN is seeded with both lineages,
 so nobody can take it for its source. In place, for a lost primary, the lineage stays, and a new epoch begins.
 
-No engine is needed: `storage/fold.py` folds the records, and the digests are recomputed from the bytes of the points.
+Records bypass RocksDB's write-ahead log: a restore that is cut short begins again anyway. No engine is needed:
+`storage/fold.py` folds the records, and the digests are recomputed from the bytes of the points.
 """
 
 from __future__ import annotations
@@ -346,10 +347,10 @@ class _Fold:
             chain = next_chain(fold.tip.chain, record.header.encode(), body)
             mine = Record(record.header, body, Mark(chain, record.mark.digest, record.mark.points))
             staged.append(fold.restage(mine))
-            self._store.write([(Family.LOG, key, value) for key, value in mine.chunks()])
+            self._store.write([(Family.LOG, key, value) for key, value in mine.chunks()], logged=False)
         if staged:
             for batch in fold.batches(staged, WRITE_POINTS):
-                self._store.write(batch)
+                self._store.write(batch, logged=False)
             fold.settle()
         self._group, self._bytes = [], 0
 
@@ -365,8 +366,8 @@ class _Fold:
         epoch = Epoch(number, os.urandom(8).hex(), fold.tip.lsn, fold.tip.chain.hex())
         times = (CommitClock(clock, fold.tip.commit_time_us).next_us(), clock.wall_us())
         staged = fold.stage(Kind.EPOCH, 0, epoch, time_us=times)
-        self._store.write([(Family.LOG, key, value) for key, value in staged.record.chunks()])
+        self._store.write([(Family.LOG, key, value) for key, value in staged.record.chunks()], logged=False)
         for batch in fold.batches([staged], WRITE_POINTS):
-            self._store.write(batch)
+            self._store.write(batch, logged=False)
         fold.settle()
         return number

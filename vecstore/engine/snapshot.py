@@ -67,6 +67,8 @@ def _stand_still(engine: Engine, folder: str) -> Source:
     if checkpointer.is_due:
         # Most of the work before the barrier: what is written while it goes on is little.
         checkpointer.take()
+    # What is left for the barrier is what was written since.
+    engine.store.flush_ahead()
     still = _Still(engine, folder)
     entry = checkpointer.take(still)
     view, tip = still.view, still.tip
