@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from cryptography import x509
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 import vecstore
@@ -201,6 +204,45 @@ def test_a_message_beyond_the_limit_is_refused(tmp_path: Path) -> None:
             call(channel, "Upsert", pb.UpsertRequest(collection=number, body=bytes(37 << 20)))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert call(channel, "Count", pb.CountRequest(collection=number)).count == 0
+
+
+def watched(channel: grpc.Channel) -> Any:
+    """Begin to watch the health of a server; return the stream, whose first answer was taken."""
+    stub = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        request_serializer=HealthCheckRequest.SerializeToString,
+        response_deserializer=HealthCheckResponse.FromString,
+    )
+    stream = stub(HealthCheckRequest(), timeout=TIMEOUT_S)
+    assert next(stream).status == HealthCheckResponse.SERVING
+    return stream
+
+
+def test_clients_that_ping_too_often_are_disconnected(tmp_path: Path) -> None:
+    """A client that pings many times a second loses its connection, with a word why; others keep theirs."""
+    often = [("grpc.keepalive_time_ms", 50), ("grpc.http2.max_pings_without_data", 0)]
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with process(tmp_path / "store") as served, grpc.insecure_channel(served.grpc, own) as patient:
+        quiet = watched(patient)
+        with grpc.insecure_channel(served.grpc, [*own, *often]) as channel, pytest.raises(grpc.RpcError) as caught:
+            next(watched(channel))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert re.search("too.many.pings", caught.value.debug_error_string(), re.IGNORECASE)
+        assert quiet.is_active()
+        quiet.cancel()
+
+
+def test_calls_of_one_connection_are_bounded(tmp_path: Path) -> None:
+    """Beyond `streams_max` calls of a connection the next one waits in the client until another has ended."""
+    two = {"VECSTORE_SERVER_STREAMS_MAX": "2"}
+    with process(tmp_path / "store", environment=two) as served, served.channel() as channel:
+        first, second = watched(channel), watched(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            health(channel, timeout_s=0.5)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        first.cancel()
+        assert health(channel) == "SERVING"
+        second.cancel()
 
 
 def answers(address: str, data: bytes) -> bytes:

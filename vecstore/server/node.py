@@ -307,7 +307,7 @@ class Node:
             served=service,
             observer=self.metrics,
             spans=self.tracing,
-            hidden=(data, os.path.realpath(data)),
+            hidden=(data, os.path.realpath(data)) if self.settings.server.data else (),
         )
 
     def _bind(self, host: str, port: int) -> int:
