@@ -7,10 +7,15 @@ run in a process of the Python that VECSTORE_TEST_PYTHON names, on the checkout 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import vecstore
@@ -50,6 +55,25 @@ def test_tables_say_what_they_need(servers: FreshServers) -> None:
         with pytest.raises(EngineMissing, match="vecstore-db"):
             docs.to_arrow()
         assert "faiss" not in sys.modules
+
+
+def test_the_command_line_works_against_a_server(servers: FreshServers, tmp_path: Path) -> None:
+    """Commands make, fill, search and describe a server's collection without any extra."""
+    np.save(tmp_path / "rows.npy", np.eye(4, dtype=np.float32))
+    command = str(Path(sys.executable).with_name("vecstore"))
+
+    def run(name: str, *arguments: str) -> Any:
+        done = subprocess.run(
+            [command, name, address, *arguments, "--json"], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    with servers.served() as address:
+        run("create", "docs", "--dim", "4", "--metric", "l2")
+        assert run("import", "docs", str(tmp_path / "rows.npy"))["count"] == 4
+        assert run("search", "docs", "--like", "2", "-k", "1")["hits"][0]["score"] == 2.0
+        assert run("status")["collections"]["docs"]["count"] == 4
+        assert run("verify")["ok"] is True
 
 
 class ThinClient(DatabaseContract):

@@ -25,6 +25,8 @@ from .requests import new_id
 __all__ = ["Connection", "Lifetime"]
 
 DESCRIBE = pb.DescribeRequest()
+_HANDSHAKE_FAILED = "SSL_ERROR_SSL"
+"""Among what gRPC says of a connection that cannot be secured."""
 
 
 class Lifetime:
@@ -64,6 +66,10 @@ class Lifetime:
     def failed(self, call: Call, step: Step, exc: grpc.RpcError) -> VecstoreError | None:
         """Return what the caller gets of a failed step; None where there is more to be tried."""
         error = error_from(exc)
+        if _HANDSHAKE_FAILED in str(exc.details()):
+            # A certificate does not become right by waiting.
+            error.retryable = False
+            error.hint = "is the authority given that of the server's certificate, and does the server speak TLS?"
         if self.is_closed:
             error = call.cut(self.closed(), is_sent=not step.describe)
         else:
