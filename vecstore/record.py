@@ -24,6 +24,7 @@ from .config import LOG_CHUNK_BYTES, TOKEN_CHAIN_BYTES
 from .errors import Damaged, InvalidArgument
 
 __all__ = [
+    "STAMP_BYTES",
     "Header",
     "IdKind",
     "Kind",
@@ -61,6 +62,8 @@ _U64_BE = struct.Struct(">Q")
 HEADER_BYTES = _HEADER.size
 MARK_BYTES = _MARK.size
 NO_REQUEST = bytes(16)
+STAMP_BYTES = 24
+"""LSN and content hash, which stand before the content in a value of the points family."""
 DIGEST_MODULUS = 1 << 128
 
 
@@ -309,7 +312,7 @@ def key_id(key: bytes) -> int | str:
 
 
 def point_key(collection: int, key: bytes) -> bytes:
-    """Return the key of a point in the families heads and points."""
+    """Return the key of a point in the points family."""
     return _U64_BE.pack(collection) + key
 
 
@@ -322,7 +325,7 @@ def content_hash(key: bytes, payload: bytes, vector: bytes | memoryview) -> int:
 
 
 def content(key: bytes, payload: bytes, vector: bytes | memoryview) -> bytes:
-    """Return a point's content as it is hashed, and as it is stored in the points family behind its LSN."""
+    """Return a point's content as it is hashed, and as it is stored in the points family behind LSN and hash."""
     return b"".join((_U32.pack(len(key)), key, _U32.pack(len(payload)), payload, _U32.pack(len(vector)), vector))
 
 

@@ -115,7 +115,8 @@ def payload_left_out_of_the_digest() -> None:
 
     def of(body: Any, *more: Any) -> PointsChange:
         change = original(body, *more)
-        hashes = [content_hash(body.keys[i], b"", body.vectors[i].tobytes()) for i in range(len(change.hashes))]
+        rows = range(len(change.hashes))
+        hashes = [content_hash(body.keys[i], b"", body.vectors[i].tobytes()).to_bytes(16, "big") for i in rows]
         return PointsChange(change.body, change.contents, hashes)
 
     original = replace(PointsChange, "of", staticmethod(of))
@@ -148,7 +149,7 @@ def dropped_before_it_is_applied() -> None:
 
 @bug("died_between_pieces")
 def redo_counts_twice() -> None:
-    """Redo recomputes digests from heads that the crash left half new, instead of taking the commit mark's."""
+    """Redo recomputes digests from points that the crash left half new, instead of taking the commit mark's."""
 
     def restage(self: Fold, record: Any, *, trust: bool = False) -> Staged:
         if not trust:
@@ -163,11 +164,11 @@ def redo_counts_twice() -> None:
 
 @bug("contended")
 def id_twice_in_a_group() -> None:
-    """Digests are counted from the heads on disk, without the group's earlier records of the same id."""
+    """Digests are counted from the points before the group, without its earlier records of the same id."""
 
-    def old_hashes(self: Fold, keys: list[bytes], present: Sequence[bool] | None) -> list[int]:
-        self._overlay = {}
-        old: list[int] = original(self, keys, present)
+    def old_hashes(self: Fold, *asked: Any) -> list[bytes]:
+        self.settle()
+        old: list[bytes] = original(self, *asked)
         return old
 
     original = replace(Fold, "_old_hashes", old_hashes)

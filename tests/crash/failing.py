@@ -6,6 +6,7 @@ history on the standard output for the test to check after a reopen.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -156,10 +157,13 @@ def _filler() -> str:
 
 
 def fill(leaving: int) -> None:
-    """Take the free space of the disk but for so many bytes."""
-    free = os.statvfs(os.path.dirname(_filler()))
-    with open(_filler(), "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leaving)
+    """Take the free space of the disk but for so many bytes; the store may take some meanwhile."""
+    done = False
+    while not done:
+        free = os.statvfs(os.path.dirname(_filler()))
+        with open(_filler(), "wb") as file, contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leaving)
+            done = True
 
 
 def empty() -> None:

@@ -21,7 +21,7 @@ from vecstore.storage import rocks
 from vecstore.storage.base import Family, Stalled
 from vecstore.storage.rocks import RocksStore, open_store
 
-HEADS, LOG, META, POINTS = Family.HEADS, Family.LOG, Family.META, Family.POINTS
+LOG, META, POINTS, REQUESTS = Family.LOG, Family.META, Family.POINTS, Family.REQUESTS
 
 
 def opened(path: Path, *, strict: bool = True, read_only: bool = False, wal_bytes_max: int = 64 * MIB) -> RocksStore:
@@ -64,11 +64,13 @@ def holding(folder: Path, suffix: str, what: bytes) -> Path:
 
 def test_batches_are_kept_in_order(store: RocksStore, tmp_path: Path) -> None:
     """Within a batch the later operation holds; families are apart; a reopen finds the same."""
-    store.write([(META, b"a", b"1"), (HEADS, b"a", b"2"), (META, b"a", b"3"), (META, b"b", b""), (HEADS, b"c", b"4")])
-    store.write([(HEADS, b"c", None), (META, b"z", None)])
+    store.write(
+        [(META, b"a", b"1"), (REQUESTS, b"a", b"2"), (META, b"a", b"3"), (META, b"b", b""), (REQUESTS, b"c", b"4")]
+    )
+    store.write([(REQUESTS, b"c", None), (META, b"z", None)])
     for _ in range(2):
         assert store.get(META, [b"a", b"b", b"z", b"a"]) == [b"3", b"", None, b"3"]
-        assert list(store.scan(HEADS, b"")) == [(b"a", b"2")]
+        assert list(store.scan(REQUESTS, b"")) == [(b"a", b"2")]
         assert store.get(LOG, []) == []
         store.close()
         store = opened(tmp_path / "rocks")
@@ -89,33 +91,33 @@ def test_scan_reads_the_state_at_its_creation(store: RocksStore) -> None:
 
 def test_scan_ends_before_stop_every_time(store: RocksStore) -> None:
     """RocksDB's own bounds are wrong in rocksdict; ours hold for each start and stop, also across chunks."""
-    fill(store, HEADS, 1_500, 20)
+    fill(store, REQUESTS, 1_500, 20)
     chooser = random.Random(3)
     for _ in range(300):
         start, stop = sorted(chooser.sample(range(1_600), 2))
-        found = [k for k, _ in store.scan(HEADS, key(start), key(stop))]
+        found = [k for k, _ in store.scan(REQUESTS, key(start), key(stop))]
         assert found == [key(i) for i in range(start, min(stop, 1_500))]
-    assert list(store.scan(HEADS, key(9), key(9))) == []
+    assert list(store.scan(REQUESTS, key(9), key(9))) == []
 
 
 def test_scan_stops_loudly_at_a_damaged_block(tmp_path: Path) -> None:
     """A damaged block raises; the pairs in front of it are right, and those behind it are not skipped in silence."""
     store = opened(tmp_path)
-    fill(store, HEADS, 2_000, 100)
+    fill(store, REQUESTS, 2_000, 100)
     store.flush()
     store.close()
     flip(holding(tmp_path, ".sst", value(1_234, 100)), value(1_234, 100))
     store = opened(tmp_path)
     seen: list[tuple[bytes, bytes]] = []
     with pytest.raises(Damaged) as caught:
-        seen.extend(store.scan(HEADS, b""))
-    assert caught.value.details["family"] == "heads"
+        seen.extend(store.scan(REQUESTS, b""))
+    assert caught.value.details["family"] == "requests"
     assert seen == [(key(i), value(i, 100)) for i in range(len(seen))]
     assert len(seen) <= 1_234
     store.close()
 
 
-@pytest.mark.parametrize(("family", "suffix", "size"), [(HEADS, ".sst", 100), (POINTS, ".blob", 600)])
+@pytest.mark.parametrize(("family", "suffix", "size"), [(REQUESTS, ".sst", 100), (POINTS, ".blob", 600)])
 def test_a_get_names_the_damaged_key(tmp_path: Path, family: Family, suffix: str, size: int) -> None:
     """One damaged value among many fails the get, and the error names its key; the others can be read."""
     store = opened(tmp_path)
@@ -314,7 +316,7 @@ def test_compaction_reports_what_it_could_not_do(tmp_path: Path) -> None:
     """`compact_range` swallows the error that a damaged block gives it; `compact` does not."""
     store = opened(tmp_path)
     for _ in range(2):
-        fill(store, HEADS, 2_000, 100)
+        fill(store, REQUESTS, 2_000, 100)
         store.flush()
     store.close()
     for path in sorted(tmp_path.glob("*.sst")):
@@ -322,10 +324,10 @@ def test_compaction_reports_what_it_could_not_do(tmp_path: Path) -> None:
             flip(path, value(1_234, 100))
     store = opened(tmp_path)
     with pytest.raises(VecstoreError):
-        store.compact(HEADS)
+        store.compact(REQUESTS)
     store.close()
     store = opened(tmp_path)
-    assert store.get(HEADS, [key(0)]) == [value(0, 100)]
+    assert store.get(REQUESTS, [key(0)]) == [value(0, 100)]
     store.close()
 
 
@@ -391,7 +393,7 @@ from vecstore.storage.rocks import open_store
 store = open_store(sys.argv[1], write_buffer_bytes=4 << 20, wal_bytes_max=64 << 20, strict=True)
 i = 0
 while True:
-    store.write([(Family.LOG, b"%08d" % i, bytes(5000)), (Family.HEADS, b"%08d" % i, b"h")])
+    store.write([(Family.LOG, b"%08d" % i, bytes(5000)), (Family.REQUESTS, b"%08d" % i, b"h")])
     store.sync()
     print(i, flush=True)
     i += 1
@@ -411,7 +413,7 @@ def test_what_was_synced_survives_a_kill(tmp_path: Path) -> None:
     log = [k for k, _ in store.scan(LOG, b"")]
     assert log == [key(i) for i in range(len(log))]
     assert len(log) > (int(lines[-1]) if lines else 300)
-    assert [k for k, _ in store.scan(HEADS, b"")] == log
+    assert [k for k, _ in store.scan(REQUESTS, b"")] == log
     store.close()
 
 
@@ -521,7 +523,7 @@ vectors = os.urandom(512 * 64)
 before = resident()
 for at in range(0, 200_000, 64):
     store.write(
-        [(Family.HEADS, b"%08d" % (at + i), bytes(32)) for i in range(64)]
+        [(Family.REQUESTS, b"%08d" % (at + i), bytes(32)) for i in range(64)]
         + [(Family.POINTS, b"%08d" % (at + i), vectors[i * 512 : i * 512 + 512]) for i in range(64)]
     )
     if at % 4096 == 0:

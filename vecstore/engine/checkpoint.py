@@ -256,7 +256,6 @@ class Checkpointer:
         held = self._store.disk_bytes() - self.log_bytes
         if held > (1 + _WASTE_SHARE_MAX) * live + _WASTE_BYTES_MIN:
             self._store.compact(Family.POINTS)
-            self._store.compact(Family.HEADS)
 
     def _pinned(self, still: Still | None) -> tuple[View, int]:
         """Return a view whose records are durable. In the committer's thread."""
@@ -294,8 +293,8 @@ class Checkpointer:
         found = list(self._store.scan(Family.META, catalog.DROPPED, catalog.DROPPED[:-1] + b"0"))
         for key, _ in found:
             number = catalog.number_of(catalog.DROPPED, key)
-            for family in (Family.HEADS, Family.POINTS):
-                self._store.delete_range(family, number.to_bytes(8, "big"), (number + 1).to_bytes(8, "big"))
+            span = (number.to_bytes(8, "big"), (number + 1).to_bytes(8, "big"))
+            self._store.delete_range(Family.POINTS, *span)
             self._store.write([(Family.META, key, None)])
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -247,6 +247,8 @@ def _cells(type: str, values: Sequence[Any]) -> Sequence[Any]:
     if exact is not None and types <= exact:
         return values
     if type == "int64" and types <= {int, _NONE}:
+        if _NONE not in types and values and min(values) >= INT64_MIN and max(values) <= INT64_MAX:
+            return values
         return [value if value is not None and INT64_MIN <= value <= INT64_MAX else None for value in values]
     return [_cell(type, value) for value in values]
 

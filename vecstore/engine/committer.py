@@ -1,7 +1,7 @@
 """The committer: the one thread that writes. It takes all calls that wait, and makes them durable with one sync.
 
 A group goes: check deadlines and request ids, resolve each call to a physical change, stage its record; write the log;
-sync once, and meanwhile prepare what follows; write heads and points; publish the view; answer. Nothing is written
+sync once, and meanwhile prepare what follows; write points; publish the view; answer. Nothing is written
 before the whole record is known to be good, so a bad call is refused and changes nothing.
 
 After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on
@@ -50,13 +50,13 @@ class _Group:
     located
         Rows that hold a record's ids, by position in `staged`, as long as nothing else was applied since.
     keys
-        Ids written by the group, of each collection.
+        Ids written by the group, of each collection, record by record.
     """
 
     staged: list[Staged] = field(default_factory=list)
     answers: list[tuple[Call, int | None, int]] = field(default_factory=list)
     located: dict[int, list[int]] = field(default_factory=dict)
-    keys: dict[int, set[bytes]] = field(default_factory=dict)
+    keys: dict[int, list[list[bytes]]] = field(default_factory=dict)
     bytes: int = 0
     written: bool = False
 
@@ -241,10 +241,9 @@ class Committer:
         """Whether a call must see what the group has not applied yet."""
         if isinstance(call, Schema):
             return True
-        if isinstance(call, Update):
-            return not group.keys.get(call.collection, set()).isdisjoint(call.keys)
-        if isinstance(call, Delete):
-            return not group.keys.get(call.collection, set()).isdisjoint(call.keys)
+        if isinstance(call, Update | Delete):
+            wanted = set(call.keys)
+            return any(not wanted.isdisjoint(written) for written in group.keys.get(call.collection, []))
         if isinstance(call, DeleteWhere):
             return call.collection in group.keys
         return any(staged.points is None for staged in group.staged)
@@ -339,12 +338,19 @@ class Committer:
             return
         kind = Kind.UPSERT if resolved.change.body.vectors is not None else Kind.DELETE
         staged = self._stage(
-            call, group, kind, call.collection, resolved.change, present=resolved.present, request_id=call.request_id
+            call,
+            group,
+            kind,
+            call.collection,
+            resolved.change,
+            present=resolved.present,
+            hashes_of=resolved.hashes_of,
+            request_id=call.request_id,
         )
         keys = resolved.change.body.keys
         if resolved.located is not None and len(group.staged) == 1:
             group.located[0] = resolved.located
-        group.keys.setdefault(call.collection, set()).update(keys)
+        group.keys.setdefault(call.collection, []).append(keys)
         group.answers.append((call, staged.record.lsn, len(keys)))
 
     def _resolve(self, call: Upsert | Update | Delete | DeleteWhere) -> Resolved:

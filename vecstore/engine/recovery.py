@@ -9,7 +9,7 @@
    from the points family. An index file that is missing or damaged is left out: its rows are scanned until it is
    built again.
 
-A read-only open does the same in memory and writes nothing.
+A read-only open does the same in memory and writes nothing: the store keeps what it is told aside.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ..index.curve import Curve
 from ..record import (
     HEADER_BYTES,
     MARK_BYTES,
+    STAMP_BYTES,
     Header,
     IdKind,
     Kind,
@@ -166,9 +167,8 @@ def recover(
     for record in log.records(fold.tip.lsn):
         staged = fold.restage(record, trust=True)
         redone += 1
-        if not read_only:
-            for batch in fold.batches([staged], config.write_points_max):
-                store.write(batch, logged=False)
+        for batch in fold.batches([staged], config.write_points_max):
+            store.write(batch, logged=False)
         fold.settle()
     recovered = Recovered(State(fold, directory.index), history, lineage, log_start=log.first or fold.tip.lsn + 1)
     if redone:
@@ -449,7 +449,7 @@ def rebuild(state: State, store: KeyValueStore, number: int) -> None:
             pending.clear()
 
     for place, value in store.scan(Family.POINTS, prefix, stop):
-        key, payload, vector = split_content(value[8:])
+        key, payload, vector = split_content(value[STAMP_BYTES:])
         if place[8:] != key or len(vector) != 4 * dim:
             raise Damaged(f"the point at {place.hex()} is not the one that belongs there", details={"family": "points"})
         keys.append(key)

@@ -49,6 +49,8 @@ class RowMap:
 
     def find(self, codes: Codes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return (position in `codes`, row) of each row that has one of them; both arrays of the same length."""
+        if not len(codes) or not len(self.codes) or codes.max() < self.codes[0] or codes.min() > self.codes[-1]:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
         starts = np.searchsorted(self.codes, codes, "left")
         here = starts < len(self.codes)
         here[here] = self.codes[starts[here]] == codes[here]

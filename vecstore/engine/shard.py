@@ -68,7 +68,7 @@ class Shard:
         missing: Sequence[int] = range(len(keys))
         for extent in reversed(self.growing):
             missing = _among(extent, keys, missing, found)
-        left = np.array(missing, np.int64)
+        left = np.arange(len(keys)) if isinstance(missing, range) else np.array(missing, np.int64)
         live = self._live if self._live is not None else self.sealed.live
         for segment in self.sealed.segments if len(left) else ():
             positions, rows = segment.map.find(codes[left])

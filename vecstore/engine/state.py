@@ -150,7 +150,9 @@ def _apply(
     payloads: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     codes = codes_of(body)
-    shard.kill(shard.locate(body.keys, codes) if located is None else located, lsn)
+    rows = shard.locate(body.keys, codes) if located is None else located
+    if max(rows, default=-1) >= 0:
+        shard.kill(rows, lsn)
     if body.vectors is not None:
         shard.append(lsn, body, codes, payloads)
 

@@ -1,11 +1,13 @@
 """Verification: chain and digests recomputed from the bytes, and each damaged range and point named.
 
 Everything is read at one LSN: the scans are begun while the committer stands between two groups. Points are checked
-twice over: against the hash in `heads`, and in the sum against the digest of the commit marks.
+three times over: against the hash beside each, by id and LSN against the rows of the view, and in the sum against the
+digest of the commit marks.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,15 +18,17 @@ import xxhash
 
 from ..config import EXTENT_ROWS
 from ..errors import Damaged
-from ..record import DIGEST_MODULUS, key_id
+from ..record import DIGEST_MODULUS, STAMP_BYTES, key_id
 from ..storage.base import Family
 from ..storage.catalog import CollectionState
 from .checkpoint import needed_files
 from .engine import Engine
 from .extent import Slot, read_file
+from .filtering import FilterCache
+from .points import in_order
 from .recovery import LogReader
 from .rows import Rows
-from .view import View
+from .view import CollectionView, ShardView, View
 
 __all__ = ["store_bytes", "verify"]
 
@@ -41,7 +45,6 @@ class _Pinned:
     view: View
     states: dict[int, CollectionState]
     points: dict[int, Pairs]
-    heads: dict[int, Pairs]
 
 
 def verify(engine: Engine, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
@@ -86,7 +89,6 @@ def _pin(engine: Engine) -> _Pinned:
         view,
         {number: collection.state for number, collection in view.collections.items()},
         {number: engine.store.scan(Family.POINTS, *span) for number, span in spans.items()},
-        {number: engine.store.scan(Family.HEADS, *span) for number, span in spans.items()},
     )
 
 
@@ -102,29 +104,44 @@ def _check_points(
     step: Callable[[int], None],
 ) -> tuple[int, int]:
     """Return digest and count of a collection, from the bytes of its points."""
-    heads = _Guarded(engine, Family.HEADS, number, name, pinned.heads[number], damaged)
-    points = _Guarded(engine, Family.POINTS, number, name, pinned.points[number], damaged)
+    collection = pinned.view.collections[number]
+    points = _Guarded(engine, number, collection, name, pinned, damaged)
+    rows = _rows(number, collection, pinned.view.lsn)
     digest = count = 0
-    head = next(heads, None)
+    row = next(rows, None)
     for place, value in points:
-        while head is not None and head[0] < place:
-            _report(damaged, name, head[0], "a head without a point")
-            head = next(heads, None)
-        found = xxhash.xxh3_128_intdigest(value[8:])
-        digest, count = (digest + found) % DIGEST_MODULUS, count + 1
-        if head is None or head[0] != place:
-            _report(damaged, name, place, "a point without a head")
+        while row is not None and row[0] < place:
+            _report(damaged, name, row[0], "a row without a point")
+            row = next(rows, None)
+        found = xxhash.xxh3_128_digest(value[STAMP_BYTES:])
+        digest, count = (digest + int.from_bytes(found, "big")) % DIGEST_MODULUS, count + 1
+        lsn = int.from_bytes(value[:8], "little")
+        if value[8:STAMP_BYTES] != found:
+            _report(damaged, name, place, "its content is not what was written")
+        if row is None or row[0] != place:
+            _report(damaged, name, place, "a point without a row")
         else:
-            if head[1] != value[:8] + found.to_bytes(16, "big"):
-                _report(damaged, name, place, "its content is not what was written")
-            head = next(heads, None)
+            if row[1] != lsn:
+                _report(damaged, name, place, f"it is of LSN {lsn}, its row of LSN {row[1]}")
+            row = next(rows, None)
         if count % 1_000 == 0:
             step(1_000)
-    while head is not None:
-        _report(damaged, name, head[0], "a head without a point")
-        head = next(heads, None)
+    while row is not None:
+        _report(damaged, name, row[0], "a row without a point")
+        row = next(rows, None)
     step(count % 1_000)
     return digest, count
+
+
+def _rows(number: int, collection: CollectionView, lsn: int, first: bytes | None = None) -> Iterator[tuple[bytes, int]]:
+    """Yield the places that a view's points have in the family, in their order, with the LSN of each row."""
+    prefix, cache = number.to_bytes(8, "big"), FilterCache(0)
+
+    def of(shard: ShardView) -> Iterator[tuple[bytes, int]]:
+        for key, row in in_order(shard, lsn, None, first, cache):
+            yield prefix + key, int(shard.rows.lsns[row])
+
+    return heapq.merge(*map(of, collection.shards))
 
 
 def _report(damaged: list[dict[str, Any]], name: str, place: bytes, why: str) -> None:
@@ -136,10 +153,16 @@ class _Guarded:
     """A scan that goes on behind a damaged block: the range is reported, and the keys in it are tried one by one."""
 
     def __init__(
-        self, engine: Engine, family: Family, number: int, name: str, pairs: Pairs, damaged: list[dict[str, Any]]
+        self,
+        engine: Engine,
+        number: int,
+        collection: CollectionView,
+        name: str,
+        pinned: _Pinned,
+        damaged: list[dict[str, Any]],
     ) -> None:
-        self._engine, self._family, self._number, self._name = engine, family, number, name
-        self._pairs, self._damaged = pairs, damaged
+        self._engine, self._number, self._collection, self._name = engine, number, collection, name
+        self._lsn, self._pairs, self._damaged = pinned.view.lsn, pinned.points[number], damaged
         self._last = number.to_bytes(8, "big")
 
     def __iter__(self) -> _Guarded:
@@ -156,25 +179,20 @@ class _Guarded:
 
     def _behind(self, exc: Damaged) -> list[tuple[bytes, bytes]]:
         """Return the pairs behind the last one that can still be read by key."""
-        other = Family.HEADS if self._family == Family.POINTS else Family.POINTS
-        stop = (self._number + 1).to_bytes(8, "big")
         report = {
-            "place": self._family.value,
+            "place": Family.POINTS.value,
             "collection": self._name,
             "after": None if len(self._last) == 8 else key_id(self._last[8:]),
             "why": str(exc),
         }
         self._damaged.append(report)
-        try:
-            keys = [key for key, _ in self._engine.store.scan(other, self._last + b"\0", stop)]
-        except Damaged as also:
-            self._damaged.append({"place": other.value, "collection": self._name, "why": str(also)})
-            return []
+        first = self._last[8:] + b"\0" if len(self._last) > 8 else None
+        keys = [place for place, _ in _rows(self._number, self._collection, self._lsn, first) if place > self._last]
         return [pair for start in range(0, len(keys), _PROBE) for pair in self._probe(keys[start : start + _PROBE])]
 
     def _probe(self, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         try:
-            values = self._engine.store.get(self._family, keys)
+            values = self._engine.store.get(Family.POINTS, keys)
         except Damaged as exc:
             if len(keys) == 1:
                 _report(self._damaged, self._name, keys[0], str(exc))

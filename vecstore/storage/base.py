@@ -31,7 +31,6 @@ class Family(StrEnum):
     """The families of one store (docs/formats.md has their keys and values)."""
 
     LOG = "log"
-    HEADS = "heads"
     POINTS = "points"
     REQUESTS = "requests"
     META = "meta"

@@ -5,9 +5,10 @@
 the new applied LSN, so that a crash between pieces leaves records that are simply applied again. `Fold.settle` makes
 staged state the state.
 
-Digests are kept up from the old hashes in `heads`: minus the old, plus the new. Within a group of records an overlay
-stands in for heads that are not written yet. Records that were applied in part before a crash (`trust`) cannot be
-counted that way, since heads may be old or new: their commit marks say what the digest is.
+Digests are kept up from content hashes: minus the old, plus the new. The old come from who knows the points, else from
+`points`, where each stands beside its content. Within a group of records an overlay stands in for points that are not
+written yet. Records that were applied in part before a crash (`trust`) cannot be counted that way, since points may be
+old or new: their commit marks say what the digest is.
 
 Who does the I/O: the key-value store given to it; this module opens nothing. Not thread-safe: the committer owns it.
 """
@@ -16,11 +17,12 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import xxhash
 
 from ..config import CHAIN_MARK_RECORDS, REQUEST_WINDOW_S
@@ -30,6 +32,7 @@ from ..record import (
     HEADER_BYTES,
     MARK_BYTES,
     NO_REQUEST,
+    STAMP_BYTES,
     Header,
     Kind,
     Mark,
@@ -45,10 +48,21 @@ from . import catalog
 from .base import Batch, Family, KeyValueStore
 from .catalog import CollectionState, Definition, Epoch, Tip
 
-__all__ = ["CollectionState", "Fold", "PointsChange", "Staged", "decode_change"]
+__all__ = ["CollectionState", "Fold", "HashesOf", "PointsChange", "Staged", "decode_change", "digest_of"]
 
 _U64 = struct.Struct("<Q")
 _REQUEST = struct.Struct("<QqQ")
+
+HashesOf = Callable[[Sequence[int]], Sequence[bytes]]
+"""Returns the content hashes of those of a record's points that exist before its group, by their positions in it."""
+
+
+def digest_of(hashes: Sequence[bytes]) -> int:
+    """Return the sum of content hashes, not yet reduced."""
+    if len(hashes) < 64:
+        return sum([int.from_bytes(piece, "big") for piece in hashes])
+    words = np.frombuffer(b"".join(hashes), ">u4").reshape(-1, 4).sum(axis=0, dtype=np.uint64).tolist()
+    return sum(word << shift for word, shift in zip(words, (96, 64, 32, 0), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,7 @@ class PointsChange:
 
     body: PointsBody
     contents: list[bytes]
-    hashes: list[int]
+    hashes: list[bytes]
     payloads: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
@@ -72,7 +86,7 @@ class PointsChange:
         if body.vectors is None:
             return cls(body, [], [], payloads)
         pieces = contents(body.keys, body.payloads, body.vectors)
-        hashed = xxhash.xxh3_128_intdigest
+        hashed = xxhash.xxh3_128_digest
         return cls(body, pieces, [hashed(piece) for piece in pieces], payloads)
 
 
@@ -108,7 +122,8 @@ class Fold:
 
     def __init__(self, store: KeyValueStore, lineage: bytes) -> None:
         self._store = store
-        self._overlay: dict[bytes, int | None] = {}
+        self._overlay: dict[bytes, bytes | None] = {}
+        self._counted_changes: list[tuple[bytes, PointsChange]] = []
         self._order: deque[tuple[bytes, int]] = deque()
         self.requests: dict[bytes, tuple[int, int, int]] = {}
         self.tip = Tip(0, 0, chain_seed(lineage), 0, 0)
@@ -144,6 +159,7 @@ class Fold:
         time_us: tuple[int, int],
         request_id: bytes = NO_REQUEST,
         present: Sequence[bool] | None = None,
+        hashes_of: HashesOf | None = None,
     ) -> Staged:
         """Make the next record of the log.
 
@@ -154,7 +170,9 @@ class Fold:
         time_us
             Commit time and wall time.
         present
-            For each point, whether it may exist already (before this group); None asks the heads of all.
+            For each point, whether it may exist already (before this group); None asks `points` for all.
+        hashes_of
+            Content hashes of those; without it `points` are read.
         """
         points = change if isinstance(change, PointsChange) else None
         parts = points.body.encode() if points else (encode_json(change),)
@@ -174,7 +192,7 @@ class Fold:
             self.tip.log_bytes,
             sum(map(len, parts)),
         )
-        state = self._after(header, change, present)
+        state = self._after(header, change, present, hashes_of)
         chain = next_chain(self.tip.chain, header.encode(), parts)
         mark = Mark(chain, state.digest if state else 0, state.points if state else 0)
         return self._take(Staged(Record(header, parts, mark), points, state))
@@ -217,7 +235,11 @@ class Fold:
         return staged
 
     def _after(
-        self, header: Header, change: PointsChange | Definition | dict[str, Any] | Epoch, present: Sequence[bool] | None
+        self,
+        header: Header,
+        change: PointsChange | Definition | dict[str, Any] | Epoch,
+        present: Sequence[bool] | None,
+        hashes_of: HashesOf | None = None,
     ) -> CollectionState | None:
         """Return the collection after a record, and note what else it does."""
         if isinstance(change, Definition):
@@ -227,7 +249,7 @@ class Fold:
             return None
         before = self.collections[header.collection]
         if isinstance(change, PointsChange):
-            return self._counted(before, header, change, present)
+            return self._counted(before, header, change, present, hashes_of)
         if header.kind == Kind.DROP:
             del self.collections[header.collection]
             return None
@@ -240,35 +262,56 @@ class Fold:
         return replace(before, definition=msgspec.structs.replace(before.definition, fields=fields))
 
     def _counted(
-        self, before: CollectionState, header: Header, change: PointsChange, present: Sequence[bool] | None
+        self,
+        before: CollectionState,
+        header: Header,
+        change: PointsChange,
+        present: Sequence[bool] | None,
+        hashes_of: HashesOf | None,
     ) -> CollectionState:
         prefix = point_key(header.collection, b"")
-        keys = [prefix + key for key in change.body.keys]
-        old = self._old_hashes(keys, present)
-        new: list[int] = change.hashes
-        digest = (before.digest - sum(old) + sum(new)) % DIGEST_MODULUS
-        if new:
-            self._overlay.update(zip(keys, new, strict=True))
-        else:
-            self._overlay.update(dict.fromkeys(keys))
+        old = self._old_hashes(prefix, change.body.keys, present, hashes_of)
+        new = change.hashes
+        digest = (before.digest - digest_of(old) + digest_of(new)) % DIGEST_MODULUS
+        self._counted_changes.append((prefix, change))
         definition = _with_id_kind(before.definition, change)
         return CollectionState(definition, digest, before.points - len(old) + len(new))
 
-    def _old_hashes(self, keys: list[bytes], present: Sequence[bool] | None) -> list[int]:
+    def _old_hashes(
+        self, prefix: bytes, keys: Sequence[bytes], present: Sequence[bool] | None, hashes_of: HashesOf | None
+    ) -> list[bytes]:
         """Return the hashes of those points that exist before this record."""
-        old, unknown = [], []
-        overlay = self._overlay
-        for i, key in enumerate(keys):
-            if overlay and key in overlay:
-                value = overlay[key]
-                if value is not None:
-                    old.append(value)
-            elif present is None or present[i]:
-                unknown.append(key)
-        if unknown:
-            heads = self._store.get(Family.HEADS, unknown)
-            old.extend(int.from_bytes(head[8:], "big") for head in heads if head is not None)
+        old: list[bytes] = []
+        unknown: Sequence[int] = range(len(keys))
+        if self._counted_changes or self._overlay:
+            unknown = self._in_overlay(prefix, keys, old)
+        if present is not None:
+            unknown = [i for i in unknown if present[i]] if True in present else []
+        if not unknown:
+            return old
+        if hashes_of is not None:
+            old.extend(hashes_of(unknown))
+        else:
+            found = self._store.get(Family.POINTS, [prefix + keys[i] for i in unknown])
+            old.extend(value[8:STAMP_BYTES] for value in found if value is not None)
         return old
+
+    def _in_overlay(self, prefix: bytes, keys: Sequence[bytes], old: list[bytes]) -> list[int]:
+        """Add the hashes that the group's earlier records gave; return the positions of points that none was about."""
+        overlay = self._overlay
+        for before, change in self._counted_changes:
+            places = [before + key for key in change.body.keys]
+            hashes: Sequence[bytes | None] = change.hashes or [None] * len(places)
+            overlay.update(zip(places, hashes, strict=True))
+        self._counted_changes.clear()
+        unknown = []
+        for i, key in enumerate(keys):
+            place = prefix + key
+            if place not in overlay:
+                unknown.append(i)
+            elif (value := overlay[place]) is not None:
+                old.append(value)
+        return unknown
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -284,7 +327,7 @@ class Fold:
                 continue
             for start in range(0, len(staged.points.body.keys), points_max):
                 _put_points(staged, start, start + points_max, piece)
-                if len(piece) >= 2 * points_max:
+                if len(piece) >= points_max:
                     yield piece
                     piece = []
         piece += about
@@ -342,11 +385,12 @@ class Fold:
         """Forget what was staged since a position. Only for records of which nothing was written."""
         self.tip, self.collections = position[0], position[1]
         del self.epochs[position[2] :]
-        self._overlay.clear()
+        self.settle()
 
     def settle(self) -> None:
         """Forget the overlay: what was staged is in the families now."""
         self._overlay.clear()
+        self._counted_changes.clear()
 
 
 def decode_change(record: Record) -> PointsChange | Definition | dict[str, Any] | Epoch:
@@ -375,13 +419,12 @@ def _put_points(staged: Staged, start: int, stop: int, piece: list[tuple[Family,
     header, body = staged.record.header, staged.points.body
     lsn = _U64.pack(header.lsn)
     prefix = header.collection.to_bytes(8, "big")
-    heads, points = Family.HEADS, Family.POINTS
+    points = Family.POINTS
     if body.vectors is None:
-        piece += [(heads, prefix + key, None) for key in body.keys[start:stop]]
         piece += [(points, prefix + key, None) for key in body.keys[start:stop]]
         return
-    # Families in runs: the store names a family once for each.
-    places = [prefix + key for key in body.keys[start:stop]]
     hashes, contents = staged.points.hashes[start:stop], staged.points.contents[start:stop]
-    piece += [(heads, key, lsn + number.to_bytes(16, "big")) for key, number in zip(places, hashes, strict=True)]
-    piece += [(points, key, lsn + value) for key, value in zip(places, contents, strict=True)]
+    piece += [
+        (points, prefix + key, lsn + hashed + value)
+        for key, hashed, value in zip(body.keys[start:stop], hashes, contents, strict=True)
+    ]

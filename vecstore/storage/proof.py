@@ -5,7 +5,7 @@ from __future__ import annotations
 import xxhash
 
 from ..errors import Damaged
-from ..record import DIGEST_MODULUS
+from ..record import DIGEST_MODULUS, STAMP_BYTES
 from .base import Family, KeyValueStore
 from .catalog import CollectionState
 
@@ -17,7 +17,7 @@ def recompute(store: KeyValueStore, number: int) -> tuple[int, int]:
     digest = count = 0
     hashed = xxhash.xxh3_128_intdigest
     for _, value in store.scan(Family.POINTS, number.to_bytes(8, "big"), (number + 1).to_bytes(8, "big")):
-        digest += hashed(memoryview(value)[8:])
+        digest += hashed(memoryview(value)[STAMP_BYTES:])
         count += 1
     return digest % DIGEST_MODULUS, count
 

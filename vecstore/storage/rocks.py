@@ -117,7 +117,7 @@ def open_store(
 
 
 class RocksStore:
-    """An open RocksDB of five families. `get` and `scan` from any thread; the rest from one at a time."""
+    """An open RocksDB of four families. `get` and `scan` from any thread; the rest from one at a time."""
 
     def __init__(self, path: str, database: Rdict, *, read_only: bool) -> None:
         """Use `open_store`."""
@@ -130,6 +130,7 @@ class RocksStore:
             family: database.get_column_family_handle(family.value) for family in Family
         }
         self._cursors: weakref.WeakSet[_Cursor] = weakref.WeakSet()
+        self._laid_over: dict[Family, dict[bytes, bytes | None]] = {family: {} for family in Family}
         self._logged, self._unlogged = WriteOptions(), WriteOptions()
         for options in (self._logged, self._unlogged):
             options.no_slowdown = True
@@ -143,6 +144,8 @@ class RocksStore:
     def write(self, batch: Batch | Prepared, *, logged: bool = True) -> None:
         """Apply a batch atomically; see `KeyValueStore`. It waits through a stall for up to `STALL_WAIT_S_MAX`.
 
+        Where the store is open to be read, what is written stays in memory, and is read from there.
+
         Raises
         ------
         Stalled
@@ -152,6 +155,10 @@ class RocksStore:
         if isinstance(batch, _PreparedBatch):
             ready, batch.built = batch.built, None
         pairs = batch.batch if isinstance(batch, _PreparedBatch) else cast("Batch", batch)
+        if self._read_only:
+            for family, key, value in pairs:
+                self._laid_over[family][key] = value
+            return
 
         def build() -> WriteBatch:
             nonlocal ready
@@ -178,9 +185,11 @@ class RocksStore:
             return []
         with self._gate:
             try:
-                return self._read(family, list(keys))
+                found = self._read(family, list(keys))
             except Exception as exc:  # noqa: BLE001  rocksdict raises nothing narrower
-                return self._get_apart(family, list(keys), exc)
+                found = self._get_apart(family, list(keys), exc)
+        over = self._laid_over[family]
+        return [over.get(key, value) for key, value in zip(keys, found, strict=True)] if over else found
 
     def scan(self, family: Family, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over start <= key < stop in order, on the state at the time of the call.
@@ -192,7 +201,10 @@ class RocksStore:
             iterator.seek(start)
             cursor = _Cursor(iterator, stop)
             self._cursors.add(cursor)
-        return self._pairs(family, cursor)
+        pairs, over = self._pairs(family, cursor), self._laid_over[family]
+        if not over:
+            return pairs
+        return _overlaid(pairs, [(key, over[key]) for key in sorted(over) if start <= key and (not stop or key < stop)])
 
     def delete_range(self, family: Family, start: bytes, stop: bytes) -> None:
         """Remove start <= key < stop. Only `compact` gives back the space."""
@@ -371,6 +383,25 @@ class RocksStore:
             raise _foreign(
                 exc, f"{doing} of {self.path}", family=family, outcome=outcome, read_only=self._read_only
             ) from exc
+
+
+def _overlaid(
+    pairs: Iterator[tuple[bytes, bytes]], over: list[tuple[bytes, bytes | None]]
+) -> Iterator[tuple[bytes, bytes]]:
+    """Merge pairs with others, both in order: these hold, and None removes."""
+    left = len(over)
+    for key, value in pairs:
+        while left and over[-left][0] < key:
+            kept = over[-left]
+            left -= 1
+            if kept[1] is not None:
+                yield kept[0], kept[1]
+        if left and over[-left][0] == key:
+            continue
+        yield key, value
+    for key, laid in over[len(over) - left :]:
+        if laid is not None:
+            yield key, laid
 
 
 class _PreparedBatch:
