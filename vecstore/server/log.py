@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from .settings import LogSettings
 from .trace import current_ids
+
+if TYPE_CHECKING:
+    from .settings import LogSettings
 
 __all__ = ["begin", "logger", "set_level"]
 
