@@ -283,11 +283,12 @@ def test_the_limit_is_not_fooled_by_a_change_of_mix() -> None:
     assert limit.value > 28
 
 
-def test_slower_for_good_is_learned() -> None:
+@pytest.mark.parametrize("slower_s", [0.015, 0.05])
+def test_slower_for_good_is_learned(slower_s: float) -> None:
     """What became slower without load, as more points do, is measured anew, and does not hold the limit down."""
     limit = Limit(4, 32)
     now_s = settled(lambda _: 0.01, limit, 5)
-    settled(lambda _: 0.05, limit, 60, now_s)
+    settled(lambda _: slower_s, limit, 60, now_s)
     assert limit.value > 16
 
 
