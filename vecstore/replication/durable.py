@@ -1,0 +1,132 @@
+"""What a member must remember beside its log: one small value, written whole.
+
+`Persist` writes it; behind that barrier stands what may only happen once it is durable. Positions of slots are written
+without a sync: an older place than the truth costs a second look.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from .epochs import Claim
+
+__all__ = ["Durable", "Phase", "RejoinState", "Role", "Slot", "Timing"]
+
+Role = Literal["primary", "standby", "fenced"]
+Phase = Literal["seek", "checkpoint", "export", "reset", "follow", "verify"]
+
+
+class Slot(msgspec.Struct, frozen=True):
+    """A standby's place in the log.
+
+    Attributes
+    ----------
+    chain
+        At its LSN: once the log is cut, the proof of what that standby has.
+    is_lost
+        The log was cut beyond it.
+    """
+
+    name: str
+    store_id: str
+    lsn: int
+    chain: bytes
+    is_lost: bool = False
+
+
+class RejoinState(msgspec.Struct, frozen=True):
+    """How far a rejoin has come.
+
+    Attributes
+    ----------
+    primary
+        The store that it rejoins.
+    fork_lsn
+        The last LSN of both histories, once it is known.
+    target_lsn
+        Until this LSN is applied, digests are taken on trust. 0 until the reset may have begun.
+    is_complete
+        Whether the log still held everything that was left behind.
+    was, reason
+        What the store was, and why, for an abort.
+    """
+
+    phase: Phase
+    primary: str
+    fork_lsn: int = 0
+    target_lsn: int = 0
+    is_complete: bool = True
+    was: Role = "fenced"
+    reason: str = ""
+
+    def at(self, phase: Phase, **changes: Any) -> RejoinState:
+        """Return it in another phase."""
+        return msgspec.structs.replace(self, phase=phase, **changes)
+
+
+class Durable(msgspec.Struct, frozen=True):
+    """Role, promise, peers, slots.
+
+    Attributes
+    ----------
+    promise
+        The highest claim that this store has seen: it accepts nothing below.
+    reason
+        Why it is fenced.
+    primary
+        The store id that a standby follows.
+    peers
+        Store ids of the lineage that this store has met.
+    replaced
+        The epoch that this store's own promotion replaced: the same command again is answered, not done again.
+    refused_lsn
+        The handover that it refused to take.
+    bootstraps
+        Snapshots installed, or begun, since the stream last moved on.
+    """
+
+    role: Role
+    promise: Claim | None = None
+    reason: str = ""
+    primary: str = ""
+    peers: tuple[str, ...] = ()
+    slots: tuple[Slot, ...] = ()
+    replaced: int = 0
+    refused_lsn: int = 0
+    bootstraps: int = 0
+    rejoin: RejoinState | None = None
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """How long a member waits for what; seconds of the monotonic clock.
+
+    Attributes
+    ----------
+    start_alone_after_s
+        A primary whose peers are silent opens after it, with an alarm.
+    call_every_s
+        Calls, questions and heartbeats are repeated so often.
+    silence_s
+        A stream that was silent for so long is dialled again.
+    stall_s
+        A stream that stands still while the tip moves is an alarm after so long.
+    step_down_s
+        A promotion waits for the old primary for so long.
+    retry_s
+        A standby that stopped looks again so often.
+    frame_bytes_max
+        Bytes of records in one frame.
+    bootstraps_max
+        Bootstraps in a row that may come to nothing.
+    """
+
+    start_alone_after_s: float = 60.0
+    call_every_s: float = 1.0
+    silence_s: float = 5.0
+    stall_s: float = 30.0
+    step_down_s: float = 5.0
+    retry_s: float = 30.0
+    frame_bytes_max: int = 4 << 20
+    bootstraps_max: int = 3

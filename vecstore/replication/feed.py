@@ -1,0 +1,238 @@
+"""Feeding standbys: who may follow, from where, how far each has come, and the slots that hold the log for them.
+
+Invariant: no record above the log's durable LSN goes into a frame, and none to a store whose log is not proven to be a
+prefix of this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from .actions import ReadPoints, TakeSnapshot
+from .durable import Slot
+from .epochs import Relation, Standing, relate
+from .log import Place
+from .messages import (
+    Ack,
+    Chains,
+    ChainsRequest,
+    Frame,
+    Hello,
+    Message,
+    PointsRequest,
+    Refusal,
+    SnapshotRequest,
+    Welcome,
+    Why,
+)
+from .part import Desk
+
+__all__ = ["Feed"]
+
+FRAMES_IN_FLIGHT_MAX = 4
+
+
+@dataclass
+class Stream:
+    """One standby's stream, since its last `Hello`."""
+
+    session: int
+    region: str
+    slot: str
+    sent: Place
+    acked: Place
+    applied_lsn: int
+    heard_s: float
+    sent_s: float
+    in_flight: int = 0
+
+
+class Feed:
+    """The streams and slots of a store that feeds others."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.streams: dict[str, Stream] = {}
+
+    def step(self, sender: str, message: Message) -> None:
+        """Take a message of a standby."""
+        match message:
+            case Hello():
+                self._hello(sender, message)
+            case Ack():
+                self._ack(sender, message)
+            case SnapshotRequest():
+                why = self._why_not(message.standing, message.slot)
+                if message.is_exported and why != "slot taken":
+                    why = None
+                if why is not None and why != "too old":
+                    self._refuse(sender, 0, why)
+                else:
+                    self.hold(message.slot, message.standing.store_id, self._durable())
+                    self.desk.act(TakeSnapshot(sender, message.slot))
+            case ChainsRequest():
+                self._chains(sender, message)
+            case PointsRequest():
+                self._points(sender, message)
+
+    def _hello(self, sender: str, message: Hello) -> None:
+        standing = message.standing
+        why = self._why_not(standing, message.slot)
+        if why is not None:
+            self.streams.pop(sender, None)
+            self._refuse(sender, message.session, why)
+            return
+        known = self._slot(message.slot)
+        if known is not None and known.lsn > standing.lsn:
+            self.desk.alarm(f"standby {sender} is at {standing.lsn} and was durable at {known.lsn}: its disk went back")
+        place = Place(standing.lsn, standing.chain)
+        self.hold(message.slot, standing.store_id, place)
+        now_s = self.desk.now_s
+        stream = Stream(
+            message.session, standing.region, message.slot, place, Place(0, b""), standing.lsn, now_s, now_s
+        )
+        self.streams[sender] = stream
+        assert self.desk.durable.promise is not None
+        self.desk.send(sender, Welcome(message.session, self.desk.durable.promise))
+        self.pump(sender, stream)
+
+    def _why_not(self, standing: Standing, slot: str) -> Why | None:
+        """Return why a store cannot be fed from its place, None where it can."""
+        known = self._slot(slot)
+        if known is not None and known.store_id != standing.store_id:
+            return "slot taken"
+        relation = relate(self.desk.log, standing)
+        if relation is Relation.UNPROVEN and known is not None and (known.lsn, known.chain) == standing_place(standing):
+            relation = Relation.PREFIX
+        if relation is not Relation.PREFIX:
+            return _REFUSED[relation]
+        return "too old" if standing.lsn + 1 < self.desk.log.first_lsn else None
+
+    def _refuse(self, sender: str, session: int, why: Why) -> None:
+        self.desk.send(sender, Refusal(session, why, self.desk.durable.promise, self.desk.log.epochs))
+
+    def _ack(self, sender: str, message: Ack) -> None:
+        stream = self.streams.get(sender)
+        if stream is None or stream.session != message.session:
+            return
+        stream.heard_s = self.desk.now_s
+        if self.desk.log.chain(message.durable.lsn) not in (message.durable.chain, None):
+            del self.streams[sender]
+            self.desk.alarm(f"standby {sender} acknowledges another record at {message.durable.lsn}")
+            self._refuse(sender, message.session, "beside")
+            return
+        if message.durable.lsn >= stream.acked.lsn:
+            stream.acked, stream.in_flight = message.durable, 0
+            stream.applied_lsn = max(stream.applied_lsn, message.applied_lsn)
+        self.pump(sender, stream)
+
+    def pump(self, sender: str, stream: Stream) -> None:
+        """Send a stream what is durable and fits its window."""
+        while stream.sent.lsn < self.shippable() and stream.in_flight < FRAMES_IN_FLIGHT_MAX:
+            records = self.desk.log.read(stream.sent.lsn, self.shippable(), self.desk.timing.frame_bytes_max)
+            if not records:
+                del self.streams[sender]  # cut beneath it: its next hello is answered with "too old"
+                return
+            self._frame(sender, stream, tuple(records))
+            stream.in_flight += 1
+            stream.sent = Place(records[-1].lsn, records[-1].mark.chain)
+
+    def _frame(self, sender: str, stream: Stream, records: tuple) -> None:  # type: ignore[type-arg]
+        durable = self.desk.durable
+        assert durable.promise is not None
+        tip_lsn = self.desk.log.durable_lsn
+        self.desk.send(
+            sender, Frame(stream.session, durable.promise, stream.sent, records, tip_lsn, durable.peers, durable.slots)
+        )
+        stream.sent_s = self.desk.now_s
+
+    def shippable(self) -> int:
+        """Return the last LSN that may leave this store."""
+        return self.desk.log.durable_lsn
+
+    def pump_all(self) -> None:
+        """Send every stream what has become durable."""
+        for sender, stream in list(self.streams.items()):
+            self.pump(sender, stream)
+
+    def tick(self) -> None:
+        """Heartbeats, retransmission, forgetting who is gone, and the places of slots."""
+        timing, now_s = self.desk.timing, self.desk.now_s
+        for sender, stream in list(self.streams.items()):
+            if now_s - stream.heard_s > 2 * timing.silence_s:
+                del self.streams[sender]
+            elif now_s - stream.sent_s >= timing.call_every_s:
+                stream.in_flight = 0
+                self._frame(sender, stream, ())
+                self.pump(sender, stream)
+        self._note_slots()
+
+    def replicated_lsn(self) -> int:
+        """Return up to which LSN the synchronous region is known to be durable."""
+        wanted = self.desk.synchronous
+        places = [
+            stream.acked.lsn
+            for name, stream in self.streams.items()
+            if stream.region == wanted and name != self.desk.me
+        ]
+        return min(max(places, default=0), self.desk.log.durable_lsn)
+
+    # -- slots -------------------------------------------------------------------------------------------------------
+
+    def _slot(self, name: str) -> Slot | None:
+        return next((slot for slot in self.desk.durable.slots if slot.name == name), None)
+
+    def hold(self, name: str, store_id: str, place: Place) -> None:
+        """Set a slot to a place; it, and the store as a peer, are durable before anything is said to it."""
+        others = tuple(slot for slot in self.desk.durable.slots if slot.name != name)
+        peers = self.desk.durable.peers
+        if store_id not in peers:
+            peers = (*peers, store_id)
+        self.desk.persist(slots=(*others, Slot(name, store_id, *place)), peers=peers)
+
+    def _note_slots(self) -> None:
+        """Move slots on, without a sync, and mark those beneath which the log was cut."""
+        acked = {stream.slot: stream.acked for stream in self.streams.values()}
+        slots = []
+        for slot in self.desk.durable.slots:
+            place = acked.get(slot.name)
+            if place is not None and place.lsn > slot.lsn:
+                slot = msgspec.structs.replace(slot, lsn=place.lsn, chain=place.chain, is_lost=False)
+            elif slot.lsn + 1 < self.desk.log.first_lsn and not slot.is_lost:
+                slot = msgspec.structs.replace(slot, is_lost=True)
+                self.desk.alarm(f"slot {slot.name} is lost: it needs {slot.lsn + 1}, the log was cut beyond it")
+            slots.append(slot)
+        self.desk.persist(slots=tuple(slots), is_synced=False)
+
+    def _durable(self) -> Place:
+        lsn = self.desk.log.durable_lsn
+        return Place(lsn, self.desk.log.chain(lsn) or b"")
+
+    # -- for those that rejoin ---------------------------------------------------------------------------------------
+
+    def _chains(self, sender: str, message: ChainsRequest) -> None:
+        assert self.desk.durable.promise is not None
+        known = self.desk.log.durable_lsn
+        chains = tuple((lsn, self.desk.log.chain(lsn) if lsn <= known else None) for lsn in message.lsns)
+        self.desk.send(sender, Chains(self.desk.durable.promise, self.desk.standing(), chains))
+
+    def _points(self, sender: str, message: PointsRequest) -> None:
+        log, fork = self.desk.log, message.fork
+        if log.chain(fork.lsn) == fork.chain and log.first_lsn <= fork.lsn + 1:
+            self.desk.act(ReadPoints(sender, fork.lsn, message.ids))
+        else:
+            self._refuse(sender, 0, "too old")
+
+
+def standing_place(standing: Standing) -> tuple[int, bytes]:
+    """Return the place of a standing."""
+    return standing.lsn, standing.chain
+
+
+_REFUSED: dict[Relation, Why] = {
+    Relation.AHEAD: "ahead",
+    Relation.BESIDE: "beside",
+    Relation.UNPROVEN: "unproven",
+}

@@ -1,0 +1,320 @@
+"""The part of a standby: dialling, following, fetching a snapshot, stopped; and being promoted, beside any of these.
+
+Invariants: it appends only records that follow its own chain, in frames of the session that it asked for, from the
+store whose claim is its promise; it says `Ack` only of what its disk has synced; it installs a snapshot only after a
+primary has proven that it has everything that is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..record import Kind, Record
+from ..storage.catalog import Epoch
+from .actions import Append, Discard, Install, ReadArchive, Verify
+from .log import Place
+from .messages import (
+    Ack,
+    ArchiveRead,
+    Command,
+    Frame,
+    HandoverRefusal,
+    Hello,
+    Installed,
+    Message,
+    Promote,
+    Refusal,
+    Report,
+    Snapshot,
+    SnapshotRequest,
+    SteppedDown,
+    Synced,
+    Verified,
+    Welcome,
+)
+from .part import Desk, Part
+from .promotion import Promotion
+
+__all__ = ["Standby"]
+
+
+class Standby(Part):
+    """A store that follows a primary."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.status = "dialling"
+        self.session = 0
+        self.heard_s = self.asked_s = self.moved_s = desk.now_s
+        self.tip = desk.log.tip
+        self.seen_lsn = 0
+        self.is_stalled = False
+        self.promotion: Promotion | None = None
+        self.history: tuple[Epoch, ...] = ()
+
+    def start(self) -> None:
+        self._look_at_tip()
+        if self.desk.part is not self:
+            return
+        self.dial()
+        rejoin = self.desk.durable.rejoin
+        if rejoin is not None and rejoin.phase == "verify":
+            self.desk.act(Verify())
+
+    def step(self, sender: str, message: Message | Report) -> None:
+        match message:
+            case Welcome():
+                self._welcome(sender, message)
+            case Frame():
+                self._frame(sender, message)
+            case Refusal():
+                self._refusal(sender, message)
+            case Snapshot():
+                self._snapshot(sender, message)
+            case SteppedDown():
+                if self.promotion is not None:
+                    self.promotion.stepped_down(message)
+                    self._promote()
+            case Synced():
+                self._synced()
+            case Installed():
+                self._installed()
+            case ArchiveRead():
+                self._archive(message)
+            case Verified():
+                self._verified(message)
+            case _:
+                self.refuse(sender, message)
+
+    def command(self, command: Command) -> None:
+        match command:
+            case Promote():
+                self.promotion = Promotion.begin(self.desk, command, self.seen_lsn, self.is_connected)
+            case _:
+                self.desk.reply(False, "this store is a standby")
+
+    def tick(self) -> None:
+        timing, now_s = self.desk.timing, self.desk.now_s
+        self._promote()
+        if self.desk.part is not self:
+            return
+        if self.status == "following":
+            if now_s - self.heard_s > timing.silence_s:
+                self.dial()
+            stalled = self.seen_lsn > self.tip.lsn and now_s - self.moved_s > timing.stall_s
+            if stalled and not self.is_stalled:
+                self.desk.alarm(f"the stream stands still at {self.tip.lsn}, the primary is at {self.seen_lsn}")
+            self.is_stalled = stalled
+        elif now_s - self.asked_s >= self._patience_s():
+            if self.status == "fetching":
+                if not self.desk.is_replacing:
+                    self._fetch()
+            else:
+                self.dial()
+
+    def _patience_s(self) -> float:
+        timing = self.desk.timing
+        if self.status == "dialling":
+            return timing.call_every_s
+        return timing.retry_s * 2.0 ** max(0, self.desk.durable.bootstraps - 1)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the primary was heard a moment ago."""
+        return self.status == "following" and self.desk.now_s - self.heard_s <= self.desk.timing.silence_s
+
+    def _promote(self) -> None:
+        """Go on with a promotion, where one is under way."""
+        if self.promotion is not None and self.promotion.goes_on(self.seen_lsn):
+            return
+        self.promotion = None
+
+    # -- the stream --------------------------------------------------------------------------------------------------
+
+    def dial(self) -> None:
+        """Ask the primary to be fed from what is here."""
+        self.status, self.session = "dialling", self.desk.mint()
+        self.asked_s = self.desk.now_s
+        self.tip = self.desk.log.tip
+        if self.desk.durable.primary:
+            hello = Hello(self.session, self.desk.standing(), self.desk.durable.promise, self.desk.slot)
+            self.desk.send(self.desk.durable.primary, hello)
+
+    def _is_current(self, sender: str, session: int) -> bool:
+        return sender == self.desk.durable.primary and session == self.session
+
+    def _welcome(self, sender: str, message: Welcome) -> None:
+        if self._is_current(sender, message.session) and self.status == "dialling":
+            self.status = "following"
+            self.heard_s = self.moved_s = self.desk.now_s
+
+    def _frame(self, sender: str, message: Frame) -> None:
+        if not self._is_current(sender, message.session) or self.status not in ("dialling", "following"):
+            return
+        if message.claim != self.desk.durable.promise:
+            return
+        self.status = "following"
+        self.heard_s = self.desk.now_s
+        self.seen_lsn = max(self.seen_lsn, message.tip_lsn)
+        if self.seen_lsn <= self.tip.lsn:
+            self.moved_s = self.heard_s
+        fresh = self._fresh(message)
+        if fresh is None:
+            return
+        self.desk.persist(
+            peers=_joined(self.desk.durable.peers, message.peers),
+            slots=tuple(slot for slot in message.slots if slot.store_id != self.desk.me),
+            bootstraps=0,
+            is_synced=False,
+        )
+        if fresh:
+            self._append(fresh)
+        else:
+            self._synced()
+
+    def _fresh(self, message: Frame) -> Sequence[Record] | None:
+        """Return the records that are new here; None where the frame does not fit, and the stream begins again."""
+        if message.before.lsn > self.tip.lsn:
+            self.dial()
+            return None
+        fresh = [record for record in message.records if record.lsn > self.tip.lsn]
+        known = self.desk.log.chain(message.before.lsn)
+        if known is not None and message.before.lsn <= self.desk.log.tip.lsn and known != message.before.chain:
+            self._stop(f"the primary has another record at {message.before.lsn}")
+            return None
+        place = self.tip
+        for record in fresh:
+            if not record.follows(*place):
+                self.desk.alarm(f"record {record.lsn} does not follow the chain")
+                self.dial()
+                return None
+            place = Place(record.lsn, record.mark.chain)
+        return fresh
+
+    def _append(self, records: Sequence[Record]) -> None:
+        self.desk.act(Append(tuple(records)))
+        self.tip = Place(records[-1].lsn, records[-1].mark.chain)
+        self.moved_s = self.desk.now_s
+
+    def _synced(self) -> None:
+        """Say what is durable, and do what waited for it."""
+        self._acknowledge()
+        self._look_at_tip()
+        self._promote()
+        rejoin = self.desk.durable.rejoin
+        if rejoin is not None and rejoin.phase == "follow" and self.desk.log.applied_lsn >= rejoin.target_lsn:
+            self._verify()
+
+    def _acknowledge(self) -> None:
+        log = self.desk.log
+        if self.status == "following":
+            durable = Place(log.durable_lsn, log.chain(log.durable_lsn) or b"")
+            self.desk.send(self.desk.durable.primary, Ack(self.session, durable, log.applied_lsn))
+
+    def _look_at_tip(self) -> None:
+        """Take over, or refuse to, where the log ends with a handover to this store, durable here."""
+        desk, log = self.desk, self.desk.log
+        if log.handover != desk.me or not self._is_durable() or desk.number != log.epochs[-1].number:
+            return
+        if desk.durable.refused_lsn != log.tip.lsn:
+            if desk.is_ready and desk.durable.rejoin is None:
+                Promotion.seize(desk)
+                return
+            desk.persist(refused_lsn=log.tip.lsn)
+        desk.send(desk.durable.primary, HandoverRefusal(log.tip, desk.standing()))
+
+    def _is_durable(self) -> bool:
+        return self.desk.log.durable_lsn >= self.desk.log.tip.lsn
+
+    # -- refused -----------------------------------------------------------------------------------------------------
+
+    def _refusal(self, sender: str, message: Refusal) -> None:
+        if sender != self.desk.durable.primary or message.session not in (self.session, 0):
+            return
+        self.asked_s = self.desk.now_s
+        match message.why:
+            case "too old" if self.status == "dialling":
+                self.history = message.epochs
+                self.status = "fetching"
+                self.desk.act(ReadArchive(self.tip.lsn))
+            case "not primary":
+                promise = self.desk.durable.promise
+                if promise is not None and promise.store_id not in (sender, self.desk.me):
+                    self.desk.persist(primary=promise.store_id)
+                self.status = "dialling"
+            case "too old":
+                pass
+            case _:
+                self._stop(f"the primary says that this store is {message.why}")
+
+    def _stop(self, why: str) -> None:
+        """Keep everything and say so; what becomes of it is for a human."""
+        if self.status != "stopped":
+            self.desk.alarm(f"stopped: {why}")
+        self.status, self.asked_s = "stopped", self.desk.now_s
+
+    def _archive(self, message: ArchiveRead) -> None:
+        if self.status != "fetching" or message.after_lsn != self.tip.lsn:
+            return
+        place, taken = self.tip, []
+        for record in message.records:
+            if not record.follows(*place) or not self._is_on_history(record):
+                break
+            taken.append(record)
+            place = Place(record.lsn, record.mark.chain)
+        if not taken:
+            self._fetch()
+            return
+        self._append(taken)
+        self.status, self.asked_s = "dialling", self.desk.now_s
+
+    def _is_on_history(self, record: Record) -> bool:
+        """Return whether an archived record is of the history to follow, by the epochs that its primary named."""
+        epochs = [epoch for epoch in self.history if epoch.fork_lsn < record.lsn]
+        if not epochs or epochs[-1].number != record.header.epoch:
+            return False
+        is_first = record.lsn == epochs[-1].fork_lsn + 1
+        return is_first == (record.header.kind == Kind.EPOCH)
+
+    def _fetch(self) -> None:
+        """Ask for a snapshot: this log was proven, and what follows it is gone."""
+        self.asked_s = self.desk.now_s
+        count = self.desk.durable.bootstraps
+        if count >= self.desk.timing.bootstraps_max:
+            self._stop(f"{count} bootstraps came to nothing: keep more log for slots, or give an archive")
+            return
+        self.desk.persist(bootstraps=count + 1)
+        self.desk.send(self.desk.durable.primary, SnapshotRequest(self.desk.standing(), self.desk.slot, False))
+
+    def _snapshot(self, sender: str, message: Snapshot) -> None:
+        if self.status != "fetching" or sender != self.desk.durable.primary or self.desk.is_replacing:
+            return
+        if message.claim == self.desk.durable.promise and message.place.lsn > self.tip.lsn:
+            self.desk.act(Install(message))
+
+    def _installed(self) -> None:
+        rejoin = self.desk.durable.rejoin
+        if rejoin is not None:
+            self._verify()
+        self.dial()
+
+    # -- the end of a rejoin -----------------------------------------------------------------------------------------
+
+    def _verify(self) -> None:
+        rejoin = self.desk.durable.rejoin
+        assert rejoin is not None
+        self.desk.persist(rejoin=rejoin.at("verify"))
+        self.desk.act(Verify())
+
+    def _verified(self, message: Verified) -> None:
+        if self.desk.durable.rejoin is None:
+            return
+        if message.is_equal:
+            self.desk.persist(rejoin=None)
+            self.desk.act(Discard())
+        else:
+            self.desk.alarm("after the rejoin the digest is another one: abort it, or begin from a snapshot")
+
+
+def _joined(mine: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
+    return (*mine, *(peer for peer in theirs if peer not in mine))
