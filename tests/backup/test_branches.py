@@ -15,7 +15,7 @@ from vecstore.backup.repository import Repository
 
 from .story import CONFIG, await_archive, digests
 
-PUTS_MAX = 2_000
+PUTS_MAX = 300
 
 
 def put(db: Database, id: int, value: float) -> dict[str, tuple[str, int]]:
@@ -70,7 +70,9 @@ def test_a_new_epoch_goes_on_and_the_old_one_keeps_its_own_branch(tmp_path: Path
         assert (promoted.status()["lineage"], promoted.status()["epoch"]) == (lineage, 2)
         assert promoted.status()["lsn"] == fork + 1
         ours = put(promoted, 3, 30.0)
-        theirs = put(fenced, 3, 31.0)
+        # The old branch is the longer one.
+        for i in range(4):
+            theirs = put(fenced, 3 + i, 31.0)
         for db in (promoted, fenced):
             put(db, 4, 4.0)
             await_archive(db)

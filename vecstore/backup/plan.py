@@ -150,7 +150,9 @@ def cover(history: Sequence[Epoch], ranges: Mapping[Branch, Sequence[RangeName]]
         if not found:
             return steps
         best = max(found, key=lambda r: r.last)
-        at = min(best.last, last)
+        reach = min(best.last, last)
+        assert reach > at, "an owner's limit is not below what it owns"
+        at = reach
         steps.append(Step(branch, best, at))
 
 

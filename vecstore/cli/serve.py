@@ -44,6 +44,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 @click.option(
     "--http", metavar="HOST:PORT", help="Address of metrics and health; '' for none.  [default: 127.0.0.1:7602]"
 )
+@click.option("--archive", metavar="REPO", help="Ship the log there all the time: a path, or a URL of s3, gs or az.")
 @click.option("--region", metavar="NAME", help="Name of the place that this server stands in.")
 @click.option("--tokens", metavar="FILE", help="File of tokens and their grants.")
 @click.option("--certificate", metavar="FILE", help="Certificate chain for TLS, PEM.")

@@ -34,6 +34,7 @@ from .health import Health
 from .http import HTTPPort
 from .metrics import ServerMetrics
 from .pool import Pool
+from .schedule import Schedule
 from .service import Service
 from .settings import Settings
 from .shadow import Shadow
@@ -95,6 +96,7 @@ class Node:
         self._phase = "starting"
         self._database: Database | None = None
         self._shadow: Shadow | None = None
+        self._schedule: Schedule | None = None
         self._http: HTTPPort | None = None
         self._server: Any = None
         self.grpc_port = 0
@@ -155,6 +157,9 @@ class Node:
             self._shadow.start()
             self.metrics.watch_recall(self._shadow.report)
             handlers = [_Offering(handler, self._shadow) for handler in handlers]
+        if self.settings.snapshot.repository:
+            self._schedule = Schedule(self.settings.snapshot, database)
+            self._schedule.start()
         if self.settings.server.reflection:
             handlers += reflection.handlers()
         self._handlers.set(handlers)
@@ -202,6 +207,8 @@ class Node:
     def _close(self) -> None:
         if self._shadow is not None:
             self._shadow.close()
+        if self._schedule is not None:
+            self._schedule.close()
         self.metrics.not_ready()
         try:
             if self._database is not None:
@@ -274,7 +281,9 @@ class Node:
 
         server = self.settings.server
         options = msgspec.structs.asdict(self.settings.store)
-        return open_store(os.path.abspath(server.data), device=server.device, config=options)
+        return open_store(
+            os.path.abspath(server.data), archive=server.archive or None, device=server.device, config=options
+        )
 
     def _grpc_server(self) -> Any:
         server = self.settings.server

@@ -27,6 +27,7 @@ from ..config import MIB, RECORD_BYTES_MAX, Config
 from ..errors import InvalidArgument
 from .admission import AdmissionSettings
 from .auth import AuthSettings
+from .schedule import SnapshotSettings
 
 __all__ = [
     "LogSettings",
@@ -54,6 +55,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ----------
     data
         Directory of the store; made where it does not exist.
+    archive
+        Repository to which the log is shipped all the time: a path, or a URL of s3, gs or az. Empty: no archive.
     listen
         HOST:PORT of gRPC; port 0 takes a free one. Without authentication only this machine's own addresses.
     http
@@ -83,6 +86,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     data: str = ""
+    archive: str = ""
     listen: str = "127.0.0.1:7601"
     http: str = "127.0.0.1:7602"
     region: str = ""
@@ -182,6 +186,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log: LogSettings = LogSettings()
     trace: TraceSettings = TraceSettings()
     metrics: MetricsSettings = MetricsSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     store: Config = Config(switch_interval_s=0.0002)
     origins: dict[tuple[str, str], Origin] = {}
 
