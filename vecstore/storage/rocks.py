@@ -144,7 +144,7 @@ class RocksStore:
     def write(self, batch: Batch | Prepared, *, logged: bool = True) -> None:
         """Apply a batch atomically; see `KeyValueStore`. It waits through a stall for up to `STALL_WAIT_S_MAX`.
 
-        Where the store is open to be read, what is written stays in memory, and is read from there.
+        Where the store is open to be read, an unlogged batch stays in memory, and is read from there.
 
         Raises
         ------
@@ -155,7 +155,7 @@ class RocksStore:
         if isinstance(batch, _PreparedBatch):
             ready, batch.built = batch.built, None
         pairs = batch.batch if isinstance(batch, _PreparedBatch) else cast("Batch", batch)
-        if self._read_only:
+        if self._read_only and not logged:
             for family, key, value in pairs:
                 self._laid_over[family][key] = value
             return
