@@ -8,8 +8,8 @@ Promises
 - A batch that is written with ``logged=False`` becomes durable by `flush` (or by itself, some time), not by `sync`:
   after a crash the store may lack it, and every unlogged batch behind it, though it has logged ones that were written
   later. What it has of unlogged batches is a prefix of them, and where it has one, it has the logged ones before it.
-  (While a `flush` is under way it may have later ones, but never of `Family.META`.) A store that is open to be read keeps
-  unlogged batches in memory alone: so an opening applies there, too, what the families lack.
+  (While a `flush` is under way it may have later ones, but never of `Family.META`.) A store that is open to be read
+  keeps unlogged batches in memory alone: so an opening applies there, too, what the families lack.
 - Keys are ordered as bytes. `scan` reads the state at its creation.
 - Any error of `write` or `sync` means that what became of the batch is unknown, but for `Stalled`, which wrote nothing.
 - `write`, `sync`, `flush` and `delete_range` are called by one thread at a time (the committer, or the one that syncs
