@@ -393,6 +393,27 @@ def test_points_are_paid_for_afterwards() -> None:
         assert code == "RESOURCE_EXHAUSTED" and 2_000 < int(trailers["grpc-retry-pushback-ms"]) <= 3_000
 
 
+def test_a_scan_that_reads_on_credit_waits_and_can_be_given_up() -> None:
+    """A scan beyond its caller's rate is held back; its client need not wait for that to go away."""
+    made: list[int] = []
+
+    def scan(request: Any, context: grpc.ServicerContext) -> Iterator[pb.PointsReply]:
+        for i in range(10):
+            made.append(i)
+            yield pb.PointsReply(points=pb.Points(ids=pb.Ids(ints=bytes(8 * 1_000))))
+
+    with stage({"Scan": scan}, points_read_per_s=1, burst_s=1) as held:
+        method = METHOD["Scan"]
+        call = held.channel.unary_stream(method.path, method.request.SerializeToString, method.reply.FromString)
+        replies = call(pb.ScanRequest(), timeout=2 * TIMEOUT_S)
+        next(replies)
+        next(replies)
+        held.until(lambda: held.running("long") == 1)
+        replies.cancel()
+        held.until(lambda: held.running("long") == 0)
+        assert len(made) == 2
+
+
 def test_threads_are_bounded() -> None:
     """A hundred callers at once are answered by few threads."""
     with stage({"Search": lambda r, c: pb.SearchReply()}, cores=2, searches_max=4) as held:

@@ -14,6 +14,7 @@ Messages are read on the working thread, not on gRPC's: that one has to keep up 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -265,6 +266,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             pool, now_s = self._pool, self._pool.now_s
             pool.enter(ticket)
             enter(ticket.who)
+            ticket.ended = threading.Event()
+            if not context.add_callback(ticket.ended.set):
+                return
             code: Any = grpc.StatusCode.CANCELLED
             try:
                 for reply in self._replies(entry, ticket, read(entry, ticket, data), context):
@@ -301,6 +305,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             assert ticket is not None and ticket.who is not None
             self._pool.enter(ticket)
             enter(ticket.who)
+            ticket.ended = threading.Event()
+            context.add_callback(ticket.ended.set)
             try:
                 reply = entry.inner(self._messages(entry, ticket, data), context)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is worded here

@@ -79,6 +79,8 @@ class Ticket(Call):
         gRPC's own, for its deadline and to cancel it.
     method
         Its path.
+    ended
+        Of a stream: set once it is over, for whatever reason.
     in_since_s, out_since_s
         Since when the client is waited for, to send and to take; `inf` while it is not.
     owed
@@ -93,6 +95,7 @@ class Ticket(Call):
 
     __slots__ = (
         "aside",
+        "ended",
         "entered_s",
         "error",
         "event",
@@ -114,6 +117,7 @@ class Ticket(Call):
         self.event: Any = None
         self.entered_s = 0.0
         self.aside = False
+        self.ended: threading.Event | None = None
         self.in_since_s = inf
         self.out_since_s = inf
         self.owed = 0
@@ -275,11 +279,11 @@ class Pool:
         settings = self._settings
         return bool(settings.points_read_per_s or settings.points_written_per_s)
 
-    def pause(self, seconds: float, ticket: Ticket) -> None:
-        """Hold a stream back for a moment, at most to its deadline."""
-        seconds = min(seconds, ticket.deadline_s - self.now_s())
-        if seconds > 0:
-            self._closed.wait(seconds)
+    @staticmethod
+    def pause(seconds: float, ticket: Ticket) -> None:
+        """Hold a stream back for some time, at most to its end."""
+        if seconds > 0 and ticket.ended is not None:
+            ticket.ended.wait(seconds)
 
     def gives_way_s(self) -> float:
         """Return how long a stream should pause for the sake of searches that wait."""
