@@ -380,3 +380,12 @@ def test_a_lost_token_is_forgotten() -> None:
     assert known.token == ""
     known.saw(token(2))
     assert known.token == token(2)
+
+
+def test_a_call_that_got_on_has_its_time_anew() -> None:
+    """A load that commits, or work that tells how far it is, goes on; a wait that its server asked for stays."""
+    call = session("primary").write(10.0, ID, waits_out=True)
+    step = call.step(0.0)
+    call.renew(60.0)
+    failed(call, step, Overloaded("busy", retry_after_s=3.0), 50.0)
+    assert call.step(50.0) == Step(0, False, 3.0, 7.0, True)

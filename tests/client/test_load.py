@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
 from vecstore import InvalidArgument, Unavailable
+from vecstore.client.async_connection import AsyncConnection, AsyncLoad
+from vecstore.client.call import Session, Step
+from vecstore.client.endpoint import Access
 from vecstore.client.load import UNDER_WAY_BYTES_MAX, UNDER_WAY_RECORDS_MAX, Window
 from vecstore.config import MIB
 from vecstore.wire.v1 import store_pb2 as pb
@@ -96,3 +100,22 @@ def test_a_source_without_records_has_no_result() -> None:
     assert window.next() is None
     assert window.is_done
     assert window.result() is None
+
+
+def test_a_stream_that_is_over_takes_no_record_more() -> None:
+    """A dead stream's feed may be asked once more: what it gave would be lost, and others taken for it."""
+
+    async def scenario() -> None:
+        known = Session(["localhost:9"])
+        connection = AsyncConnection(known, Access())
+        load, over = AsyncLoad(connection, Window(records(5)), None), asyncio.Event()
+        step = Step(0, False, 0.0, None, False)
+        dead = load.feed(step, over)
+        assert [(await anext(dead)).collection for _ in range(2)] == [0, 1]
+        over.set()
+        await load.restart()
+        assert await anext(dead, None) is None
+        assert [record.collection async for record in load.feed(step, asyncio.Event())] == [0, 1, 2, 3, 4]
+        await connection.close()
+
+    asyncio.run(scenario())

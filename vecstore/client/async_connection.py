@@ -22,7 +22,7 @@ from .endpoint import Access
 from .load import Window
 from .requests import new_id
 
-__all__ = ["AsyncConnection", "load"]
+__all__ = ["AsyncConnection", "AsyncLoad", "load"]
 
 _T = TypeVar("_T")
 
@@ -206,17 +206,15 @@ class AsyncConnection(Lifetime):
 
     async def messages(self, name: str, request: Any, deadline_s: float | None, *, primary: bool) -> AsyncIterator[Any]:
         """Iterate over the replies of a call that takes as long as it takes; it is begun again where it is cut off."""
-        heard = True
+        patience_s = deadline_s or time.monotonic() + self.session.timeout_s
+        call = self.session.read(patience_s, primary=primary, waits_out=True)
         while True:
-            if heard:
-                patience_s = deadline_s or time.monotonic() + self.session.timeout_s
-                call, heard = self.session.read(patience_s, primary=primary, waits_out=True), False
             step = await self.reach(call)
             stream = (self.endless if deadline_s is None else self.invoke)(name, request, step)
             try:
                 while (reply := _or_none(await self.outcome(stream.read(), call))) is not None:
-                    heard = True
                     yield reply
+                    call.renew(deadline_s or time.monotonic() + self.session.timeout_s)
                 return
             except grpc.RpcError as exc:
                 error = self.failed(call, step, exc)
@@ -236,8 +234,14 @@ def _channel(address: str, access: Access, count: int) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options(count, access))
 
 
-class _Load:
-    """One bulk load: see `vecstore.client.loading`."""
+class AsyncLoad:
+    """One bulk load: see `vecstore.client.loading`.
+
+    Parameters
+    ----------
+    deadline_s
+        When it ends; None: each record has the connection's timeout.
+    """
 
     def __init__(self, connection: AsyncConnection, window: Window, deadline_s: float | None) -> None:
         self._connection, self._window, self._deadline_s = connection, window, deadline_s
@@ -251,16 +255,17 @@ class _Load:
             await asyncio.wait([self._reading])
         self._window.restart()
 
-    async def feed(self, step: Step) -> AsyncIterator[pb.UpsertRequest]:
-        """Give gRPC the records of one stream."""
-        while True:
-            while not self._window.has_room:
+    async def feed(self, step: Step, over: asyncio.Event) -> AsyncIterator[pb.UpsertRequest]:
+        """Give gRPC the records of one stream, and none once it is over: the next stream sends them all."""
+        while not over.is_set():
+            if not self._window.has_room:
                 self._room.clear()
                 await self._room.wait()
+                continue
             # Reading a table blocks for as long as its source does.
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._window.next))
             record = await asyncio.shield(self._reading)
-            if record is None:
+            if record is None or over.is_set():
                 return
             record.write.not_after_us = self._session.peers[step.endpoint].wall_us(self._by_s())
             yield record
@@ -271,7 +276,8 @@ class _Load:
     async def stream(self, step: Step, call: Call, progress: Callable[[int], None] | None) -> None:
         """Send records over one stream and take in what comes back."""
         invoke = self._connection.endless if self._deadline_s is None else self._connection.invoke
-        stream = invoke("UpsertStream", self.feed(step), step)
+        over = asyncio.Event()
+        stream = invoke("UpsertStream", self.feed(step, over), step)
         try:
             while (reply := _or_none(await self._connection.outcome(stream.read(), call))) is not None:
                 written = self._window.acknowledged(reply)
@@ -280,26 +286,27 @@ class _Load:
                 if progress is not None:
                     progress(self._window.committed)
         finally:
+            # gRPC may ask for one more record although the stream has ended.
+            over.set()
+            self._room.set()
             stream.cancel()
 
     async def run(self, request_id: bytes, progress: Callable[[int], None] | None) -> None:
         """Send all records."""
         window, connection = self._window, self._connection
-        call: Call | None = None
+        call = self._session.write(self._by_s(), request_id, waits_out=True)
         while not window.is_done:
-            call = call or self._session.write(self._by_s(), request_id, waits_out=True)
             step = await connection.reach(call)
             committed = window.committed
             await self.restart()
             try:
                 await self.stream(step, call, progress)
             except grpc.RpcError as exc:
+                if window.committed > committed:
+                    call.renew(self._by_s())
                 error = connection.failed(call, step, exc)
                 if error is not None:
                     raise window.failed(error)  # noqa: B904 - its cause is set
-                if window.committed > committed:
-                    # It got on: the next stretch has a time of its own.
-                    call = None
 
 
 async def load(
@@ -310,4 +317,4 @@ async def load(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Send all records of a window; see `vecstore.client.loading.load`."""
-    await _Load(connection, window, deadline_s).run(request_id, progress)
+    await AsyncLoad(connection, window, deadline_s).run(request_id, progress)

@@ -473,6 +473,12 @@ class Call:
             self._session.unsettled(self.request_id, self.deadline_s + SETTLE_S)
         return error
 
+    def renew(self, deadline_s: float) -> None:
+        """Begin to count time and attempts anew, because the call got on; a wait that was asked for stays."""
+        self.deadline_s = deadline_s
+        self._rounds = 0
+        self._clock_doubted = False
+
     def cut(self, error: VecstoreError, *, is_sent: bool) -> VecstoreError:
         """Return the error of a call that its own client cuts off; `is_sent` says whether a server may have it."""
         self._ambiguous = self._ambiguous or is_sent

@@ -251,17 +251,15 @@ class Connection(Lifetime):
         deadline_s
             When it ends; None: it goes on as long as its server answers.
         """
-        heard = True
+        patience_s = deadline_s or time.monotonic() + self.session.timeout_s
+        call = self.session.read(patience_s, primary=primary, waits_out=True)
         while True:
-            if heard:
-                patience_s = deadline_s or time.monotonic() + self.session.timeout_s
-                call, heard = self.session.read(patience_s, primary=primary, waits_out=True), False
             step = self.reach(call)
             try:
                 stream = self.endless(name, request, step) if deadline_s is None else self.invoke(name, request, step)
                 for reply in stream:
-                    heard = True
                     yield reply
+                    call.renew(deadline_s or time.monotonic() + self.session.timeout_s)
                 return
             except grpc.RpcError as exc:
                 error = self.failed(call, step, exc)

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from ..wire.v1 import store_pb2 as pb
-from .call import Call, Step
+from .call import Step
 from .connection import Connection
 from .load import Window
 
@@ -70,11 +70,12 @@ def load(
     """
     session = connection.session
     changed = threading.Condition()
-    call: Call | None = None
+
+    def by_s() -> float:
+        return deadline_s or session.write_deadline_s(None, time.monotonic())
+
+    call = session.write(by_s(), request_id, waits_out=True)
     while not window.is_done:
-        if call is None:
-            by_s = deadline_s or session.write_deadline_s(None, time.monotonic())
-            call = session.write(by_s, request_id, waits_out=True)
         step = connection.reach(call)
         committed = window.committed
         with changed:
@@ -82,12 +83,11 @@ def load(
         try:
             _stream(connection, window, changed, step, deadline_s, progress)
         except grpc.RpcError as exc:
+            if window.committed > committed:
+                call.renew(by_s())
             error = connection.failed(call, step, exc)
             if error is not None:
                 raise window.failed(error)  # noqa: B904 - its cause is set
-            if window.committed > committed:
-                # It got on: the next stretch has a time of its own.
-                call = None
 
 
 def _stream(
