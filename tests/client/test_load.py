@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vecstore import InvalidArgument, Unavailable
+from vecstore import InvalidArgument, Unavailable, WriteLost
 from vecstore.client.async_connection import AsyncConnection, AsyncLoad
 from vecstore.client.call import Session, Step
 from vecstore.client.endpoint import Access
@@ -34,9 +34,10 @@ def taken(window: Window) -> list[int]:
 
 
 def acknowledge(window: Window, count: int) -> None:
-    """Acknowledge records of ten points each."""
-    for i in range(count):
-        window.acknowledged(pb.Written(lsn=i + 1, count=10, token=f"t{i}"))
+    """Acknowledge records of ten points each, at the LSNs that follow."""
+    for _ in range(count):
+        lsn = 1 if window.last is None else window.last.lsn + 1
+        window.acknowledged(pb.Written(lsn=lsn, count=10, token=f"t{lsn}"))
 
 
 def test_so_many_records_and_bytes_are_under_way_at_most() -> None:
@@ -64,7 +65,7 @@ def test_what_is_not_acknowledged_is_sent_again_in_order() -> None:
     assert window.is_done
     result = window.result()
     assert result is not None
-    assert (result.count, result.lsn, result.token) == (200, 15, "t14")
+    assert (result.count, result.lsn, result.token) == (200, 20, "t20")
 
 
 def test_an_error_of_the_source_comes_after_what_was_before_it() -> None:
@@ -92,6 +93,17 @@ def test_an_error_of_the_stream_says_what_was_committed() -> None:
     error = window.failed(Unavailable("gone"))
     assert isinstance(error, Unavailable)
     assert error.details["committed"] == 20
+
+
+def test_a_history_that_went_back_is_told() -> None:
+    """Each record has an LSN above the last one's: where it has not, records that were acknowledged are gone."""
+    window = Window(records(5))
+    taken(window)
+    acknowledge(window, 3)
+    for lsn in (2, 3):
+        with pytest.raises(WriteLost, match="30 points were committed") as caught:
+            window.acknowledged(pb.Written(lsn=lsn, count=10))
+        assert caught.value.outcome == "unknown"
 
 
 def test_a_source_without_records_has_no_result() -> None:

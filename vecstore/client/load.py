@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from ..config import MIB
-from ..errors import VecstoreError
+from ..errors import VecstoreError, WriteLost
 from ..inputs import note_committed
 from ..values import Written
 from ..wire.v1 import store_pb2 as pb
@@ -83,7 +83,22 @@ class Window:
         return record
 
     def acknowledged(self, reply: pb.Written) -> Written:
-        """Take in the acknowledgement of the oldest record under way."""
+        """Take in the acknowledgement of the oldest record under way.
+
+        Raises
+        ------
+        WriteLost
+            It is not of a later record than the one before: then this is not the history that the load began in.
+        """
+        if self.last is not None and reply.lsn <= self.last.lsn:
+            raise self.failed(
+                WriteLost(
+                    f"a record was acknowledged at LSN {reply.lsn}, the one before it at {self.last.lsn}: the store went back",
+                    hint="a failover lost records that were acknowledged; load the table again",
+                    outcome="unknown",
+                    details={"lsn": reply.lsn, "lsn_before": self.last.lsn},
+                )
+            )
         record = self._sent.popleft()
         self._acknowledged_bytes += len(record.body)
         self.committed += reply.count
