@@ -93,7 +93,7 @@ class Window:
         if self.last is not None and reply.lsn <= self.last.lsn:
             raise self.failed(
                 WriteLost(
-                    f"a record was acknowledged at LSN {reply.lsn}, the one before it at {self.last.lsn}: the store went back",
+                    f"the store went back: LSN {reply.lsn} was acknowledged after LSN {self.last.lsn}",
                     hint="a failover lost records that were acknowledged; load the table again",
                     outcome="unknown",
                     details={"lsn": reply.lsn, "lsn_before": self.last.lsn},
