@@ -235,6 +235,8 @@ class World:
 
     def cut_log(self, node: Node) -> None:
         """Cut a log as a checkpoint allows: below every slot, but no further back than retention."""
+        if node.member is not None and node.member.holds_log:
+            return
         slots = [slot.lsn for slot in node.disk.written.slots]
         lsn = max(min([*slots, node.log.durable_lsn]), node.log.durable_lsn - self.retained)
         if lsn > node.log.base.lsn:

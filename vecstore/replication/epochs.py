@@ -167,7 +167,7 @@ def holds(log: Log, token: Token) -> bool | None:
     """Return whether a log holds a token's record: True, False for never, None for not yet.
 
     A log that is shorter than the token may still know that it will never hold the record: where a later epoch begins
-    below it.
+    below it. A record that was cut from the log, and is no mark, is judged by its epoch.
     """
     if token.lineage != log.lineage:
         return False

@@ -265,9 +265,17 @@ class Adopt(_Value, frozen=True):
 
 
 class DropSlot(_Value, frozen=True):
-    """Forget a slot, and the store that it belongs to."""
+    """Hold the log no longer for a slot.
+
+    Attributes
+    ----------
+    is_gone
+        Its store will never come back: forget it as a peer too. A store that is forgotten and lives is not told of new
+        epochs.
+    """
 
     name: str
+    is_gone: bool = False
 
 
 Command = Promote | StepDown | Switchover | Rejoin | AbortRejoin | Adopt | DropSlot

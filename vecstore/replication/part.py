@@ -75,8 +75,17 @@ class Desk:
 
     @property
     def holds_promise(self) -> bool:
-        """Whether the highest claim known is this store's own."""
-        return self.durable.promise is not None and self.durable.promise.store_id == self.me
+        """Whether the highest claim known is this store's own, and its log knows that epoch.
+
+        A disk that went back may not: then the store has nothing to feed anybody with.
+        """
+        promise, epochs = self.durable.promise, self.log.epochs
+        return (
+            promise is not None
+            and promise.store_id == self.me
+            and bool(epochs)
+            and (epochs[-1].number, epochs[-1].writer) == (promise.number, promise.writer)
+        )
 
     def act(self, action: Action) -> None:
         """Add an action."""

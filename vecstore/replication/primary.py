@@ -78,7 +78,8 @@ class Primary(Part):
                 self._switch(command)
             case DropSlot():
                 slots = tuple(slot for slot in self.desk.durable.slots if slot.name != command.name)
-                gone = {slot.store_id for slot in self.desk.durable.slots} - {slot.store_id for slot in slots}
+                left = {slot.store_id for slot in slots}
+                gone = {slot.store_id for slot in self.desk.durable.slots} - left if command.is_gone else set()
                 peers = tuple(peer for peer in self.desk.durable.peers if peer not in gone)
                 self.desk.persist(slots=slots, peers=peers)
                 self.desk.reply(True, f"slot {command.name} is dropped")

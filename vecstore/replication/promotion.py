@@ -60,7 +60,7 @@ class Promotion:
             desk.reply(False, f"epoch {desk.number} was begun meanwhile")
             return False
         has_all = self.yielded_lsn is not None and log.durable_lsn >= self.yielded_lsn
-        if not has_all and desk.now_s < self.deadline_s:
+        if desk.is_replacing or (not has_all and desk.now_s < self.deadline_s):
             return True
         lag = max(seen_lsn, self.yielded_lsn or 0) - log.tip.lsn
         if command.wait is not None and holds(log, command.wait) is not True:

@@ -139,7 +139,6 @@ class Rejoining(Part):
             case Chains() if is_primary and self.waiting == "seek" and self._is_promised(message.claim):
                 self._chains(message)
             case Checkpointed() if self.waiting == "checkpoint":
-                self.desk.persist(rejoin=self._state.at("export"))
                 self._export()
             case Exported() if self.waiting == "export":
                 self.ids = message.ids
@@ -149,6 +148,8 @@ class Rejoining(Part):
             case Points() if is_primary and self.waiting == "reset" and self._is_promised(message.claim):
                 self._reset(message)
             case Snapshot() if is_primary and self.waiting == "reset" and self._is_promised(message.claim):
+                if message.place.lsn < self._state.fork_lsn:
+                    return  # it went back since: the fork is no longer in it
                 self.desk.persist(rejoin=self._state.at("reset", target_lsn=message.place.lsn))
                 self.desk.act(Install(message))
             case Refusal() if is_primary and self.waiting == "reset" and message.why == "too old":
@@ -216,9 +217,10 @@ class Rejoining(Part):
             self.desk.play(Standby(self.desk))
             return
         is_complete = log.first_lsn <= fork_lsn + 1
-        phase: Phase = "checkpoint" if state.phase == "seek" else "export"
+        has_checkpoint = state.phase != "seek"
+        phase: Phase = "export" if has_checkpoint else "checkpoint"
         self.desk.persist(rejoin=state.at(phase, fork_lsn=fork_lsn, is_complete=is_complete))
-        if phase == "checkpoint":
+        if not has_checkpoint:
             self.waiting = "checkpoint"
             self.desk.act(Checkpoint())
         else:
@@ -228,6 +230,8 @@ class Rejoining(Part):
 
     def _export(self) -> None:
         self.waiting = "export"
+        is_complete = self._state.is_complete and self.desk.log.first_lsn <= self._state.fork_lsn + 1
+        self.desk.persist(rejoin=self._state.at("export", is_complete=is_complete))
         self.desk.act(Export(self._state.fork_lsn, self._state.is_complete))
 
     def _reset(self, message: Points) -> None:

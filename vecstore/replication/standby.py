@@ -88,6 +88,8 @@ class Standby(Part):
 
     def command(self, command: Command) -> None:
         match command:
+            case Promote() if self.promotion is not None:
+                self.desk.reply(False, f"a promotion is under way, for {self.promotion.deadline_s - self.desk.now_s:.0f} s")
             case Promote():
                 self.promotion = Promotion.begin(self.desk, command, self.seen_lsn, self.is_connected)
             case _:
@@ -106,9 +108,10 @@ class Standby(Part):
                 self.desk.alarm(f"the stream stands still at {self.tip.lsn}, the primary is at {self.seen_lsn}")
             self.is_stalled = stalled
         elif now_s - self.asked_s >= self._patience_s():
+            if self.desk.is_replacing:
+                return
             if self.status == "fetching":
-                if not self.desk.is_replacing:
-                    self._fetch()
+                self._fetch()
             else:
                 self.dial()
 
@@ -132,7 +135,9 @@ class Standby(Part):
     # -- the stream --------------------------------------------------------------------------------------------------
 
     def dial(self) -> None:
-        """Ask the primary to be fed from what is here."""
+        """Ask the primary to be fed from what is here; what is being replaced is not here."""
+        if self.desk.is_replacing:
+            return
         self.status, self.session = "dialling", self.desk.mint()
         self.asked_s = self.desk.now_s
         self.tip = self.desk.log.tip
@@ -151,7 +156,7 @@ class Standby(Part):
     def _frame(self, sender: str, message: Frame) -> None:
         if not self._is_current(sender, message.session) or self.status not in ("dialling", "following"):
             return
-        if message.claim != self.desk.durable.promise:
+        if message.claim != self.desk.durable.promise or self.desk.is_replacing:
             return
         self.status = "following"
         self.heard_s = self.desk.now_s
@@ -297,6 +302,7 @@ class Standby(Part):
         if rejoin is not None:
             self._verify()
         self.dial()
+        self._promote()
 
     # -- the end of a rejoin -----------------------------------------------------------------------------------------
 

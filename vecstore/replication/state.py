@@ -76,6 +76,11 @@ class Member(Desk):
         """Whether reads may be answered: not while a rejoin is under way."""
         return self.durable.rejoin is None
 
+    @property
+    def holds_log(self) -> bool:
+        """Whether no record of the log may be cut: what a rejoin will export is still in it."""
+        return self.durable.rejoin is not None and self.durable.rejoin.phase not in ("follow", "verify")
+
     # -- driving -----------------------------------------------------------------------------------------------------
 
     def start(self, now_s: float) -> list[Action]:
