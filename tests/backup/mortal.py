@@ -81,7 +81,7 @@ def main() -> None:
     """Do the command, until death."""
     last, command, *arguments = sys.argv[1:]
     taken = [0]
-    _die_at(int(last), Repository, ("create", "replace", "put"), taken)
+    _die_at(int(last), Repository, ("create", "replace", "put", "put_file"), taken)
     if command == "prune":
         # One object at a time.
         from vecstore.backup import prune as pruning

@@ -1,8 +1,8 @@
 """A repository: a folder, or a prefix of a bucket, that holds snapshots and archives. The only module with obstore.
 
 Objects are written whole or not at all. Those named by their content may be written twice, with the same bytes; all
-others are create-only, but for the two that say who is at work (`pending`, `pruning`). On a local disk every object
-is synced, and so are the folders that it is in, before a call returns.
+others are create-only, but for the two that say who is at work (`pending`, `pruning`). On a local disk an object and
+the folders that it is in are synced before a call returns; what was `put` is when `settle` returns, once for all.
 
 Errors are vecstore's: `NotFound`, `PermissionDenied`, `Exhausted` (the disk is full) and, for all that may pass,
 `Unavailable`. Object stores' own errors 429 and 5xx and broken connections are tried again with back-off, for up to
@@ -11,12 +11,14 @@ Errors are vecstore's: `NotFound`, `PermissionDenied`, `Exhausted` (the disk is 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -185,11 +187,29 @@ class Repository:
             obstore.put(self._store, name, data, use_multipart=False)
         self._sync(name)
 
+    def put_file(self, name: str, path: str) -> None:
+        """Write an object from a local file, in bounded memory; `settle` makes it durable."""
+        with self._mapped(name):
+            obstore.put(self._store, name, Path(path), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
     def put(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Write a large object piece by piece, in bounded memory."""
+        """Write a large object piece by piece, in bounded memory; `settle` makes it durable."""
         with self._mapped(name):
             obstore.put(self._store, name, iter(pieces), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
-        self._sync(name)
+
+    def settle(self) -> None:
+        """Make all durable that was put: a bucket has done so, a local disk is synced once for all."""
+        if self._folder is None:
+            return
+        try:
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise _of_system(exc, self.where) from exc
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are gone already count as removed."""

@@ -6,6 +6,7 @@ that a transfer that was cut short goes on where it was. This module does the I/
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -20,8 +21,9 @@ from .repository import READ_BYTES, Repository
 
 __all__ = ["Progress", "Throttle", "check_file", "download", "make_durable", "upload"]
 
-WORKERS = 4
-WHOLE_BYTES_MAX = 16 << 20
+WORKERS = 2
+NICENESS = 10
+"""Of the threads that move files: who waits for an answer goes first."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -40,6 +42,11 @@ class Throttle:
         self._rate = bytes_per_s
         self._lock = threading.Lock()
         self._free_s = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all may pass."""
+        return not self._rate
 
     def take(self, size: int) -> None:
         """Wait until so many bytes may pass."""
@@ -81,21 +88,19 @@ def upload(
     throttle: Throttle,
     progress: Progress | None = None,
 ) -> None:
-    """Write the contents of files, by path, that the repository does not have."""
+    """Write the contents of files, by path, that the repository does not have; they are durable then."""
     meter = _Meter(sum(file.size for _, file in files), progress)
 
     def one(path: str, file: SnapshotFile) -> None:
-        if file.size <= WHOLE_BYTES_MAX:
-            with open(path, "rb") as source:
-                data = source.read()
-            throttle.take(len(data))
-            _same(file, len(data), xxhash.xxh3_128_hexdigest(data), path)
-            repository.replace(file.object, data)
+        if throttle.is_open:
+            repository.put_file(file.object, path)
         else:
             repository.put(file.object, _metered(path, throttle))
         meter(file.size)
 
-    _run(one, files)
+    if files:
+        _run(one, files)
+        repository.settle()
 
 
 def download(
@@ -173,7 +178,7 @@ def _pieces(path: str) -> Iterator[bytes]:
 
 def _run(one: Callable[..., None], work: Sequence[Sequence[object]]) -> None:
     """Do all work with a few threads; the first error ends what has not begun."""
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-transfer") as pool:
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-transfer", initializer=_yield_to_others) as pool:
         waiting = [pool.submit(one, *arguments) for arguments in work]
         try:
             for done in as_completed(waiting):
@@ -182,6 +187,11 @@ def _run(one: Callable[..., None], work: Sequence[Sequence[object]]) -> None:
             for left in waiting:
                 left.cancel()
             raise
+
+
+def _yield_to_others() -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def make_durable(folder: str) -> None:
