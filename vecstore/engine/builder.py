@@ -56,6 +56,8 @@ _log = logging.getLogger("vecstore")
 _IDLE_S = 0.5
 _QUIET_S = 1.0
 """Where nothing was sealed for so long, small segments are measured, and memory is given back."""
+_LULL_S = 0.25
+"""The same for segments that take in no more: while many rows come in, they are merged before long."""
 _NICENESS = 10
 _PAUSE_S_MAX = 60.0
 _RETRAIN_GROWTH = 4
@@ -306,12 +308,13 @@ class Builder:
         chosen = [s for s, _ in free if job.whole or _is_full(s)]
         if len(chosen) > 1:
             return _Piece(chosen, lambda _: self._merge(job, chosen))
-        quiet = job.whole or _is_past(self._sealed_s.get((job.definition.id, job.number)))
+        sealed_s = self._sealed_s.get((job.definition.id, job.number))
+        quiet, lull = job.whole or _is_past(sealed_s), _is_past(sealed_s, _LULL_S)
         for segment, _ in free:
             plan = _plan(job, segment.rows)
             if job.whole and plan is not None and segment.index is not None and _is_stale(segment, plan):
                 return _Piece([segment], partial(self._renew, job, segment))
-            if (quiet or _is_full(segment)) and _needs_curve(segment, job.whole):
+            if (quiet or (lull and _is_full(segment))) and _needs_curve(segment, job.whole):
                 return _Piece([segment], partial(self._measure, job, segment))
         return None
 
@@ -384,8 +387,11 @@ class Builder:
         largest, *others = sorted(segments, key=lambda segment: -segment.rows)
         new = tuple(extent for segment in others for extent in segment.extents)
         grown = self._grown(job, largest, largest.extents, new)
-        # Measured before it is seen: until then a search would skip none of its lists, which takes ten times as long.
-        self._place(job, self._measured(job, grown), segments, {})
+        if largest.measured:
+            # Measured before it is seen: until then a search would skip none of its lists, which takes ten times as
+            # long. While a collection is filled nothing was measured yet, and it would be in vain.
+            grown = self._measured(job, grown)
+        self._place(job, grown, segments, {})
 
     def _measure(self, job: _Job, segment: Segment, _names: set[str]) -> None:
         """Measure what efforts give which recall."""
@@ -561,9 +567,9 @@ def _is_done(job: _Job) -> bool:
     return True
 
 
-def _is_past(moment_s: float | None) -> bool:
+def _is_past(moment_s: float | None, after_s: float = _QUIET_S) -> bool:
     """Whether a moment is long enough ago for things to be quiet."""
-    return moment_s is None or time.monotonic() - moment_s > _QUIET_S
+    return moment_s is None or time.monotonic() - moment_s > after_s
 
 
 def _left(deadline_s: float | None) -> float:
