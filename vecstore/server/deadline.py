@@ -5,13 +5,12 @@ from __future__ import annotations
 import grpc
 
 from ..clock import Clock
+from ..config import WRITE_TIMEOUT_S_MAX
 from ..errors import DeadlineExceeded, InvalidArgument
 from ..wire.v1 import store_pb2 as pb
 
-__all__ = ["WRITE_S_MAX", "left_s", "write_left_s"]
+__all__ = ["left_s", "write_left_s"]
 
-WRITE_S_MAX = 300.0
-"""No write may be started later than so long after it arrived: the window of request ids is longer."""
 _FOREVER_S = 1e7
 """What gRPC says of a call without a deadline is longer than that."""
 
@@ -35,7 +34,7 @@ def write_left_s(write: pb.Write, context: grpc.ServicerContext, clock: Clock) -
     if len(write.request_id) not in (0, 16):
         raise InvalidArgument(f"write.request_id: {len(write.request_id)} bytes given; allowed are 16, or none")
     given_s = left_s(context)
-    found = WRITE_S_MAX if given_s is None else min(given_s, WRITE_S_MAX)
+    found = WRITE_TIMEOUT_S_MAX if given_s is None else min(given_s, WRITE_TIMEOUT_S_MAX)
     if write.not_after_us:
         found = min(found, (write.not_after_us - clock.wall_us()) / 1e6)
     if found <= 0:

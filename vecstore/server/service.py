@@ -80,7 +80,7 @@ class Service:
         *,
         region: str,
         role: Callable[[], str],
-        message_bytes_max: int = RECORD_BYTES_MAX + 4 * MIB,
+        message_bytes_max: int = RECORD_BYTES_MAX + 8 * MIB,
         clock: Clock | None = None,
     ) -> None:
         self._database = database

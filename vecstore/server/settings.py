@@ -94,7 +94,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     device: Literal["auto", "cpu", "gpu"] = "auto"
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     reflection: bool = True
-    message_bytes_max: Annotated[int, Meta(ge=RECORD_BYTES_MAX + MIB, le=1 << 30)] = RECORD_BYTES_MAX + 4 * MIB
+    message_bytes_max: Annotated[int, Meta(ge=RECORD_BYTES_MAX + MIB, le=1 << 30)] = RECORD_BYTES_MAX + 8 * MIB
     streams_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
     keepalive_interval_s: Annotated[float, Meta(ge=1)] = 60.0
     keepalive_timeout_s: Annotated[float, Meta(ge=1)] = 20.0
