@@ -22,6 +22,7 @@ import vecstore
 __all__ = ["Crew", "Order", "Tally"]
 
 Call = Callable[[Any], object]
+DEAR_VECTORS = 16
 START_S = 0.3
 """Between an order and its beginning: long enough for every process to have read it."""
 
@@ -44,8 +45,9 @@ class Order:
         Calls a second that each process offers, whether the server keeps up or not; 0 calls again as soon as answered.
     timeout_s
         Of each call; an offered call that cannot even begin within it counts as failed.
-    exact
-        Whether searches compare every point: dear calls, of which a few are all that a server can answer.
+    dear
+        Searches of 16 vectors that compare every point: of such calls a few are all that a server can answer, so that
+        ten times as many can be offered, and refused, by the cores that are left.
     """
 
     side: str
@@ -54,7 +56,7 @@ class Order:
     threads: int = 1
     rate: float = 0.0
     timeout_s: float = 10.0
-    exact: bool = False
+    dear: bool = False
 
 
 @dataclass
@@ -125,7 +127,7 @@ def _work(pipe: Connection, queries: Any, k: int) -> None:
     calls: dict[tuple[str, str, bool, float], Call] = {}
     while (given := pipe.recv()) is not None:
         order, start_s = given
-        key = (order.side, order.address, order.exact, order.timeout_s)
+        key = (order.side, order.address, order.dear, order.timeout_s)
         if key not in calls:
             calls[key] = _SIDES[order.side](order, k)
             calls[key](queries[0])
@@ -186,7 +188,7 @@ def _one(call: Call, query: Any, began_s: float, tally: Tally) -> None:
 def _vecstore(order: Order, k: int) -> Call:
     database = vecstore.connect(order.address.split(","), read_from="any", timeout=order.timeout_s)
     points = database.collection("points")
-    return lambda query: points.search(query, k, exact=order.exact)
+    return lambda query: points.search(query, k)
 
 
 def _bare(order: Order, k: int) -> Call:
@@ -196,18 +198,27 @@ def _bare(order: Order, k: int) -> Call:
 
     number = vecstore.connect(order.address, timeout=order.timeout_s).collection("points").number
     channel = grpc.insecure_channel(order.address, options=[("grpc.enable_retries", 0)])
+    method, request, reply = ("Search", pb.SearchRequest, pb.SearchReply)
+    if order.dear:
+        method, request, reply = ("SearchBatch", pb.SearchBatchRequest, pb.SearchBatchReply)
     search = channel.unary_unary(
-        "/vecstore.v1.Collections/Search",
-        request_serializer=pb.SearchRequest.SerializeToString,
-        response_deserializer=pb.SearchReply.FromString,
+        f"/vecstore.v1.Collections/{method}",
+        request_serializer=request.SerializeToString,
+        response_deserializer=reply.FromString,
     )
     part = pb.PayloadPart(all=True)
 
-    def call(query: Any) -> object:
-        request = pb.SearchRequest(collection=number, vector=query.tobytes(), k=k, exact=order.exact, payload=part)
-        return search(request, timeout=order.timeout_s)
+    def cheap(query: Any) -> object:
+        asked = pb.SearchRequest(collection=number, vector=query.tobytes(), k=k, payload=part)
+        return search(asked, timeout=order.timeout_s)
 
-    return call
+    def dear(query: Any) -> object:
+        vectors = np.stack([np.roll(query, number) for number in range(DEAR_VECTORS)])
+        floats = pb.Floats(rows=DEAR_VECTORS, columns=len(query), data=vectors.tobytes())
+        asked = pb.SearchBatchRequest(collection=number, vectors=floats, k=k, exact=True, payload=part)
+        return search(asked, timeout=order.timeout_s)
+
+    return dear if order.dear else cheap
 
 
 def _echo(order: Order, k: int) -> Call:

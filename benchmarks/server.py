@@ -3,7 +3,7 @@
 Against a bare gRPC server that answers the same messages (`echo.py`), in turns: single searches of 1, 8 and 64
 callers, which are processes of their own on the same cores (64 are 8 processes of 8 threads). Against the embedded
 engine on a copy of the same store: batches of 100, and bulk upserts through the stream. Then dear calls (exact
-searches) are offered at fixed rates, through gRPC without the client's retries: at 0.8 of what the server can answer,
+batches) are offered at fixed rates, through gRPC without the client's retries: at 0.8 of what the server can answer,
 at ten times that, and at 0.8 again. Last, two servers are restarted one after the other under callers that know both.
 With the part `chroma`, Chroma's own server is asked the same searches.
 
@@ -201,7 +201,7 @@ def overload(report: bench.Report, server: Server, data: Dataset, args: argparse
 
         def dear(threads: int, rate: float = 0.0) -> Tally:
             order = Order(
-                "bare", server.address, args.overload_seconds, threads, rate / PROCESSES, DEADLINE_S, exact=True
+                "bare", server.address, args.overload_seconds, threads, rate / PROCESSES, DEADLINE_S, dear=True
             )
             return crew.carry_out(order)
 
