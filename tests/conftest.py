@@ -37,6 +37,11 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run of the simulator have more seeds, or one again."""
+    parser.addoption("--seeds", default="300", help="seeds of the simulator: a count, or FIRST:END to run these again")
+
+
 def pytest_report_header() -> str:
     """Print the seed."""
     return f"seed: VECSTORE_TEST_SEED={SEED}"

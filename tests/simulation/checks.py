@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecstore.record import NO_REQUEST, Kind, Record, Token
 from vecstore.replication.durable import Durable
-from vecstore.replication.epochs import Claim
+from vecstore.replication.epochs import Claim, Standing
 from vecstore.replication.log import Place
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class Checks:
     requests: dict[bytes, list[bytes]] = field(default_factory=dict)
     writers: dict[tuple[int, str], str] = field(default_factory=dict)
     learnt: dict[str, Claim] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    """stores that have seen that they lost synced records, and the writer of the epoch that they lost them of"""
     promised: dict[bytes, tuple[bytes, str]] = field(default_factory=dict)
     """chain of each acknowledged record: its request id, and the store that acknowledged it"""
     excused: set[bytes] = field(default_factory=set)
@@ -69,12 +71,22 @@ class Checks:
             self.fail("I6", f"epoch {epoch} has two writers: {self.writers[epoch]} and {node.store_id}")
         if log.records and header.commit_time_us < log.last_commit_us:
             self.fail("clock", f"commit time of {record.lsn} goes back")
+        if log.handover and header.kind != Kind.EPOCH and not self._was_refused(node):
+            self.fail("I6", f"{node.store_id} writes {record.lsn} behind its handover to {log.handover}")
         if header.request_id != NO_REQUEST:
             for chain in self.requests.setdefault(header.request_id, []):
                 if self.is_ancestor(chain, log.tip.chain):
                     self.fail("I13", f"request {header.request_id.hex()} takes effect again at {record.lsn}")
             self.requests[header.request_id].append(record.mark.chain)
         self.born[record.mark.chain] = Born(record, log.tip.chain, node.store_id, record.mark.digest)
+
+    def _was_refused(self, node: Node) -> bool:
+        target = self.world.nodes.get(node.log.handover)
+        return (
+            target is None
+            or target.disk.synced.refused_lsn == node.log.tip.lsn
+            or target.store_id in self.world.went_back
+        )
 
     def durable(self, node: Node) -> None:
         """A store has synced: what it wrote itself may leave it now."""
@@ -120,6 +132,7 @@ class Checks:
 
     def learned(self, node: Node, message: Any) -> None:
         """A store has dealt with a message: what was signed in it, it knows for good."""
+        self._learned_loss(node, getattr(message, "standing", None))
         claim = getattr(message, "claim", None) or getattr(message, "promise", None)
         if claim is None or node.member is None or node.is_copied or not claim.is_valid(node.member.identity):
             return
@@ -127,6 +140,14 @@ class Checks:
         own = node.log.epochs[-1].writer if node.log.epochs else ""
         if known is None or claim.number > known.number or (claim.number == known.number and claim.writer != own):
             self.learnt[node.store_id] = claim
+
+    def _learned_loss(self, node: Node, standing: Standing | None) -> None:
+        """A store has seen, in its own epoch, a log that has what it lost: from then on it knows that it did."""
+        log = node.log
+        if standing is None or node.member is None or standing.epochs != log.epochs or node.is_copied:
+            return
+        if standing.lsn > log.tip.lsn and standing.is_valid(node.member.identity):
+            self.lost[node.store_id] = log.epochs[-1].writer
 
     def acknowledged(self, node: Node, call: Pending) -> None:
         """A store says "done": it may, it is durable, it is that write, and on the standby if that was asked."""
@@ -137,6 +158,8 @@ class Checks:
             known.number > epoch.number or (known.number == epoch.number and known.writer != epoch.writer)
         ):
             self.fail("I6", f"{node.store_id} acknowledges {lsn} in epoch {epoch.number}, and knows of {known.number}")
+        if self.lost.get(node.store_id) == epoch.writer:
+            self.fail("I6", f"{node.store_id} acknowledges {lsn}, and has seen that it lost records of this epoch")
         if node.disk.synced.role != "primary":
             self.fail("I6", f"{node.store_id} acknowledges {lsn} in the role {node.disk.synced.role}")
         if lsn > log.durable_lsn:
@@ -205,6 +228,7 @@ class Checks:
     def went_back(self, node: Node, image: SimLog) -> None:
         """A disk is put back: what it loses by that is excused, as no protocol could keep it."""
         self.learnt.pop(node.store_id, None)
+        self.lost.pop(node.store_id, None)
         chain = node.log.tip.chain
         while chain in self.born and not self.is_ancestor(chain, image.tip.chain):
             self.excused.add(chain)
@@ -237,7 +261,7 @@ class Checks:
             return
         chain = next((chain for chain in self.born if chain.startswith(token.chain)), b"")
         is_there = bool(chain) and self.is_ancestor(chain, log.tip.chain)
-        # Where the log was cut the epoch's number decides: two writers of one number, or a disk that went back, fool it.
+        # Where the log was cut the epoch's number decides: two writers of a number, or a disk gone back, fool it.
         if held and not is_there and log.chain(token.lsn) is not None:
             self.fail("tokens", f"{node.store_id} answers a read after {token.lsn}, which its history does not hold")
         if not held and (is_there or self.is_ancestor(log.tip.chain, chain)):

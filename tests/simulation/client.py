@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RETRY_S = 1.5
 IDS = 6
+SENT_MAX = 30
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Client:
     target: str = ""
     token: Token | None = None
     told: dict[bytes, str] = field(default_factory=dict)
+    sent: list[Write] = field(default_factory=list)
     count: int = 0
     current: Write | None = None
     attempt: int = 0
@@ -56,6 +58,9 @@ class Client:
         if self.is_stopped:
             return
         rng = self.world.rng
+        if self.sent and rng.random() < 0.15:
+            # An attempt that stalled somewhere comes at last, after whatever was written since.
+            self.world.call(self.name, rng.choice(self.stores), rng.choice(self.sent), 0)
         for _ in range(rng.randint(0, 1)):
             self.world.call_read(self.name, rng.choice(self.stores), self.token)
         ack = "replicated" if rng.random() < self.share_replicated else "durable"
@@ -71,6 +76,8 @@ class Client:
             self._end(write, "unknown")
             return
         self.attempt += 1
+        self.sent.append(write)
+        del self.sent[:-SENT_MAX]
         self.world.call(self.name, self.target, write, self.attempt)
         self.world.later(RETRY_S, self._retry, write, self.attempt)
 

@@ -46,16 +46,18 @@ class Story:
         self.images: dict[str, Any] = {}
         self.favoured = favoured
         rng = self.rng
+        self.cuts = rng.choice((0.02, 0.3))
         self.pace_s = rng.choice((1.0, 3.0, 6.0))
         world.network = Network(
             lost=rng.choice((0, 0, 0.02, 0.1)),
             twice=rng.choice((0, 0, 0.05)),
             slow=rng.choice((0, 0, 0.01, 0.05)),
+            flipped=rng.choice((0, 0, 0, 0.02)),
             is_ordered=rng.random() < 0.6,
         )
         world.crash_share = rng.choice((0, 0, 0.002, 0.01))
         world.slow_max_s = rng.choice((0.5, 4.0, 20.0))
-        world.retained = rng.choice((8, 20, 60))
+        world.retained = rng.choice((8, 30, 200))
         if rng.random() < 0.4:
             world.archive = {}
         self.stores = "abc" if rng.random() < 0.4 else "ab"
@@ -68,7 +70,8 @@ class Story:
         try:
             world.run(3.5)
             for name in ("x", "y"):
-                world.add_client(name, self.stores, pause_s=self.rng.choice((0.1, 0.3))).begin()
+                pause_s, patience_s = self.rng.choice((0.1, 0.3)), self.rng.choice((5.0, 60.0))
+                world.add_client(name, self.stores, pause_s=pause_s, patience_s=patience_s).begin()
             world.later(self.rng.random() * 3, self._strike)
             world.later(1.0, self._routine)
             world.run(self.duration_s)
@@ -82,7 +85,7 @@ class Story:
         world, rng = self.world, self.rng
         for node in list(world.nodes.values()):
             world.archive_from(node)
-            if node.is_up and rng.random() < 0.3:
+            if node.is_up and rng.random() < self.cuts:
                 world.cut_log(node)
             if rng.random() < 0.05:
                 self.images[node.store_id] = node.disk.image()

@@ -9,12 +9,15 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from vecstore.record import NO_REQUEST, Kind, Record, Token
 from vecstore.replication.durable import Durable
 from vecstore.replication.epochs import Claim, Identity
+from vecstore.replication.messages import Frame
 from vecstore.storage.catalog import Epoch
 
 from .checks import Checks, Violation
@@ -41,6 +44,7 @@ class Network:
     lost: float = 0.0
     twice: float = 0.0
     slow: float = 0.0
+    flipped: float = 0.0
     is_ordered: bool = True
     cut: set[tuple[str, str]] = field(default_factory=set)
 
@@ -81,8 +85,6 @@ class World:
         durable = Durable("primary", claim)
         node = Node(self, store_id, f"region-{store_id}", Disk(log, durable, durable))
         self.epochs.add((1, "first"))
-        import msgspec
-
         record = log.make(Kind.EPOCH, msgspec.json.encode(epoch), NO_REQUEST, (node.clock.wall_us(),) * 2, 1)
         self.checks.written(node, record)
         log.append(record)
@@ -159,7 +161,9 @@ class World:
     # -- network -----------------------------------------------------------------------------------------------------
 
     def send(self, sender: str, to: str, message: Any) -> None:
-        """Send a message between stores."""
+        """Send a message between stores; now and then a bit flips in a frame."""
+        if self.network.flipped and isinstance(message, Frame) and self.rng.random() < self.network.flipped:
+            message = msgspec.structs.replace(message, records=tuple(map(_flipped, message.records)))
         self._carry(sender, to, self._arrive, sender, to, message)
 
     def _carry(self, sender: str, to: str, function: Callable[..., None], *arguments: Any) -> None:
@@ -273,6 +277,12 @@ class World:
         """Return the open primary of the highest epoch."""
         found = [node for node in self.own() if node.status == "open"]
         return max(found, key=lambda node: node.log.epochs[-1].number, default=None)
+
+
+def _flipped(record: Record) -> Record:
+    """Return a record of which a byte of the body is another one."""
+    body = record.body
+    return replace(record, parts=(body[:-1] + bytes([body[-1] ^ 1]),))
 
 
 def _short(value: Any) -> str:

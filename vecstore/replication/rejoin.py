@@ -155,6 +155,10 @@ class Rejoining(Part):
             case Refusal() if is_primary and self.waiting == "reset" and message.why == "too old":
                 self.desk.persist(rejoin=self._state.at("reset", is_complete=False))
                 self._ask()
+            case Refusal() if is_primary and message.why == "not primary" and self.waiting in ("seek", "reset"):
+                promise = self.desk.durable.promise
+                if promise is not None and promise.store_id != sender:
+                    self.redirect(promise)
             case WasReset() | Installed():
                 self._follow()
             case _:

@@ -89,7 +89,7 @@ class Standby(Part):
     def command(self, command: Command) -> None:
         match command:
             case Promote() if self.promotion is not None:
-                self.desk.reply(False, f"a promotion is under way, for {self.promotion.deadline_s - self.desk.now_s:.0f} s")
+                self.desk.reply(False, "a promotion is under way")
             case Promote():
                 self.promotion = Promotion.begin(self.desk, command, self.seen_lsn, self.is_connected)
             case _:
