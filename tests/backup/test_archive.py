@@ -141,6 +141,28 @@ def test_a_slow_repository_slows_no_writes(door: Door, tmp_path: Path) -> None:
     assert vecstore.restore(where, str(tmp_path / "restored"), to_lsn=snapshot.lsn).lsn == snapshot.lsn
 
 
+def test_no_record_is_cut_before_it_is_archived(tmp_path: Path) -> None:
+    """While the repository is away checkpoints are taken and the log is not cut; then all of it is archived."""
+    repository, away = tmp_path / "repository", tmp_path / "away"
+    with opened(tmp_path / "store", str(repository)) as db:
+        fill(db, 0, 3)
+        await_archive(db)
+        repository.rename(away)
+        repository.write_text("in the way")
+        for number in range(6):
+            fill(db, 100 * number, 5)
+            db.checkpoint()  # type: ignore[attr-defined]
+        wait_for(db, lambda a: bool(a["problem"]))
+        repository.unlink()
+        away.rename(repository)
+        found = wait_for(db, lambda a: a["lag_records"] == 0 and not a["problem"])
+        assert found["gap"] == ""
+        expected = digests(db)
+    vecstore.restore(str(repository), str(tmp_path / "restored"))
+    with vecstore.open(str(tmp_path / "restored")) as db:
+        assert digests(db) == expected
+
+
 def test_the_log_is_kept_for_the_archive_up_to_its_limit(tmp_path: Path) -> None:
     """While the repository is away the log waits; beyond the limit it is cut, and the archive says what is missing."""
     repository = tmp_path / "repository"
