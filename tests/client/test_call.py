@@ -249,6 +249,24 @@ def test_one_of_several_servers_that_hangs_leaves_time_for_the_others() -> None:
     assert call.step(3.0).endpoint == 1
 
 
+def test_a_server_that_does_not_answer_is_left_for_others() -> None:
+    """One call is lost to it; the next ones go elsewhere, and after a while it is asked whether it is there."""
+    known = session("primary", "standby", read_from="any")
+    call = known.read(9.0)
+    step = call.step(0.0)
+    silent = step.endpoint
+    with pytest.raises(DeadlineExceeded):
+        failed(call, step, DeadlineExceeded("late"), 9.0, from_server=False)
+    for _ in range(4):
+        step = known.read(19.0).step(10.0)
+        assert (step.endpoint, step.describe) == (1 - silent, False)
+    later = [known.read(39.0).step(30.0) for _ in range(2)]
+    assert {(step.endpoint, step.describe) for step in later} == {(silent, True), (1 - silent, False)}
+    known.described(silent, "primary", 0, LINEAGE, 31.0)
+    assert {known.read(39.0).step(32.0).endpoint for _ in range(2)} == {0, 1}
+    assert not any(known.read(39.0).step(32.0).describe for _ in range(2))
+
+
 def test_a_write_carries_its_deadline_on_the_servers_clock() -> None:
     """The deadline is told by the clock of the server that is asked, whatever that clock says."""
     known = Session(["a:1", "b:1"])

@@ -59,6 +59,8 @@ Target = ReadFrom
 FRESH_S = 60.0
 """For so long a server's role and clock are believed; then it is asked again."""
 BACKOFF_S, BACKOFF_S_MAX = 0.05, 1.0
+SILENT_S = 5.0
+"""For so long a server that did not answer is left alone where another may answer as well."""
 DESCRIBE_S_MIN = 1.0
 """Time that one of several servers has at least to say who it is."""
 UNSETTLED_MAX = 1_024
@@ -99,12 +101,19 @@ class Peer:
         Its wall clock less the client's monotonic one, in microseconds.
     learned_s
         When it said so.
+    silent_s
+        When a call to it ended without an answer, if it has said nothing since.
     """
 
     address: str
     role: str = ""
     offset_us: int = 0
     learned_s: float = -math.inf
+    silent_s: float = -math.inf
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether others are better asked for the moment."""
+        return now_s - self.silent_s < SILENT_S
 
     def is_fresh(self, now_s: float) -> bool:
         """Whether role and clock are believed."""
@@ -211,6 +220,7 @@ class Session:
         peer = self.peers[endpoint]
         # Its clock was read before the answer came, so a deadline told by it is never later than the caller's.
         peer.role, peer.offset_us, peer.learned_s = role, now_us - int(at_s * 1e6), at_s
+        peer.silent_s = -math.inf
         if role == "primary":
             self.primary = endpoint
 
@@ -348,14 +358,20 @@ class Call:
 
     def _chosen(self, now_s: float) -> Peer:
         """Return the server to ask: the first that has the role asked for, or whose role is not known."""
+        peers = self._session.peers
+        if self._target == "any" and any(not peer.is_silent(now_s) for peer in peers):
+            while peers[self._at].is_silent(now_s):
+                self._at = (self._at + 1) % len(peers)
         while True:
-            peer = self._session.peers[self._at]
+            peer = peers[self._at]
             if not self._is_known(peer, now_s) or self._target in ("any", peer.role):
                 return peer
             self._not_wanted(peer)
 
     def _is_known(self, peer: Peer, now_s: float) -> bool:
-        """Whether enough is known of a server: of one that may have any role there is nothing to know."""
+        """Whether enough is known of a server: of one that may have any role, that it answers."""
+        if peer.silent_s > -math.inf and len(self._session.peers) > 1:
+            return False
         return self._target == "any" or peer.is_fresh(now_s)
 
     def not_after_us(self, endpoint: int) -> int:
@@ -399,6 +415,8 @@ class Call:
         is_refused = from_server and error.outcome == "refused"
         if not step.describe and not is_refused and (from_server or isinstance(error, _AMBIGUOUS)):
             self._ambiguous = True
+        if isinstance(error, DeadlineExceeded) and not from_server:
+            peer.silent_s = now_s
         if isinstance(error, DeadlineExceeded) and step.describe and self._has_time(now_s):
             self._pass_by(step.endpoint, Unavailable(f"{peer.address} did not answer in time"), None)
         elif isinstance(error, DeadlineExceeded):
