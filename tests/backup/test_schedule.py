@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +82,64 @@ def _lineages(where: str) -> list[Lineage]:
         return read_lineages(Repository(where))
     except vecstore.NotFound:
         return []
+
+
+def test_a_client_has_its_server_take_a_snapshot(s3: str, tmp_path: Path) -> None:
+    """Through the command line and the client, to a bucket or a configured path; other paths are refused."""
+    local = str(tmp_path / "repository")
+    flags = {
+        ("server", "data"): str(tmp_path / "store"),
+        ("server", "listen"): "127.0.0.1:0",
+        ("server", "http"): "",
+        ("snapshot", "repository"): local,
+    }
+    node = Node(settings.load(None, flags, {}))
+    node.start()
+    try:
+        with vecstore.connect(node.grpc_address) as db:
+            db.create_collection("points", 4).upsert([1], np.ones((1, 4)))
+            expected, lsn = digests(db), db.status()["lsn"]
+            for where in (local, s3):
+                made = db.snapshot(where)
+                assert made.lsn == lsn
+                assert made.bytes_new > 0
+            for wrong in (str(tmp_path / "elsewhere"), f"file://{tmp_path}/elsewhere", ""):
+                with pytest.raises(InvalidArgument, match="repository"):
+                    db.snapshot(wrong)
+        command = [sys.executable, "-m", "vecstore.cli.main", "snapshot", node.grpc_address, local, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(done.stdout)["lsn"] == lsn
+    finally:
+        node.drain()
+    assert not (tmp_path / "elsewhere").exists()
+    for number, where in enumerate((local, s3)):
+        vecstore.restore(where, str(tmp_path / f"restored-{number}"))
+        with vecstore.open(str(tmp_path / f"restored-{number}")) as db:
+            assert digests(db) == expected
+
+
+def test_an_async_client_has_its_server_take_a_snapshot(tmp_path: Path) -> None:
+    """The async twin does the same."""
+    local = str(tmp_path / "repository")
+    flags = {
+        ("server", "data"): str(tmp_path / "store"),
+        ("server", "listen"): "127.0.0.1:0",
+        ("server", "http"): "",
+        ("snapshot", "repository"): local,
+    }
+    node = Node(settings.load(None, flags, {}))
+    node.start()
+
+    async def take() -> vecstore.Snapshot:
+        async with await vecstore.aio.connect(node.grpc_address) as db:
+            return await db.snapshot(local)
+
+    try:
+        made = asyncio.run(take())
+        assert made == vecstore.Snapshot(made.id, 1, made.time, made.bytes_new)
+        assert made.time.tzinfo is not None
+    finally:
+        node.drain()
 
 
 @pytest.mark.parametrize("wrong", ["", "6", "h", "0h", "6 h", "1w"])

@@ -61,6 +61,7 @@ def requests(database: Database) -> dict[str, Any]:
         "Wait": pb.WaitRequest(token="ab" * 16, ack=pb.ACK_MEMORY),
         "Status": pb.StatusRequest(),
         "Verify": pb.VerifyRequest(),
+        "Snapshot": pb.SnapshotRequest(repository="somewhere"),
         "Upsert": record,
         "UpsertStream": record,
         "Update": pb.UpdateRequest(

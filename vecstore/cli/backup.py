@@ -13,12 +13,13 @@ import msgspec
 
 from ..errors import AlreadyExists, InvalidArgument
 from .output import Output, duration, reporting
-from .where import missing, open_for_writing, store_directory
+from .where import is_server, missing, open_for_writing, reaching
 
 if TYPE_CHECKING:
     from ..backup.plan import Lineage, Target
     from ..backup.repository import Repository
     from ..backup.restore import Restored
+    from ..values import Snapshot
 
 __all__ = ["prune_command", "restore_command", "snapshot_command", "snapshots_command", "verify_repository"]
 
@@ -32,19 +33,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
     "--rate-limit", type=click.IntRange(min=1), metavar="BYTES", help="Upload so many bytes a second at most."
 )
 @reporting
+@reaching
 def snapshot_command(out: Output, *, where: str, repository: str, rate_limit: int | None) -> None:
     """Write a snapshot of the store WHERE to REPO: a path, or a URL of s3, gs or az. It is made where there is none."""
     start_s = time.monotonic()
-    path = store_directory(where)
-    try:
-        from ..engine.database import open_database
-        from ..engine.snapshot import take_snapshot
-    except ImportError as exc:
-        raise missing(exc.name or str(exc), "cpu") from exc
-    options = {} if rate_limit is None else {"upload_bytes_per_s_max": rate_limit}
-    db = open_database(path, create=False, read_only=False, device="auto", config=options)
-    with db, out.meter("snapshot", "bytes") as meter:
-        made = take_snapshot(db.engine, repository, progress=meter)
+    made = _taken(out, where, repository, rate_limit)
     seconds = round(time.monotonic() - start_s, 3)
     result = {
         "id": made.id,
@@ -58,6 +51,24 @@ def snapshot_command(out: Output, *, where: str, repository: str, rate_limit: in
         f"snapshot {made.id}: LSN {made.lsn:,} of {_text(made.time)}, {made.bytes_new:,} bytes new, "
         f"in {duration(seconds)}",
     )
+
+
+def _taken(out: Output, where: str, repository: str, rate_limit: int | None) -> Snapshot:
+    """Take a snapshot of a store of this machine, or ask its server to."""
+    if is_server(where):
+        if rate_limit is not None:
+            raise InvalidArgument("--rate-limit: a server uploads at its own upload_bytes_per_s_max")
+        with open_for_writing(where) as db:
+            return db.snapshot(repository)
+    try:
+        from ..engine.database import open_database
+        from ..engine.snapshot import take_snapshot
+    except ImportError as exc:
+        raise missing(exc.name or str(exc), "cpu") from exc
+    options = {} if rate_limit is None else {"upload_bytes_per_s_max": rate_limit}
+    store = open_database(where, create=False, read_only=False, device="auto", config=options)
+    with store, out.meter("snapshot", "bytes") as meter:
+        return take_snapshot(store.engine, repository, progress=meter)
 
 
 @click.command("snapshots")
@@ -144,6 +155,7 @@ def _print_lineages(out: Output, result: dict[str, Any]) -> None:
 @click.option("--as", "new_name", metavar="NAME", help="With --collection: its name there.  [default: NAME-restored]")
 @click.option("--scratch", metavar="DIR", help="With --collection: where the store is restored to on the way.")
 @reporting
+@reaching
 def restore_command(
     out: Output,
     *,

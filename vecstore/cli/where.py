@@ -14,7 +14,15 @@ import click
 from ..api import Database
 from ..errors import EngineMissing, InvalidArgument, Locked, NotFound
 
-__all__ = ["missing", "open_for_reading", "open_for_writing", "reaching", "state_folder", "store_directory"]
+__all__ = [
+    "is_server",
+    "missing",
+    "open_for_reading",
+    "open_for_writing",
+    "reaching",
+    "state_folder",
+    "store_directory",
+]
 
 _token_file: ContextVar[str | None] = ContextVar("vecstore_token_file", default=None)
 _ca: ContextVar[str | None] = ContextVar("vecstore_ca", default=None)
@@ -34,7 +42,7 @@ def reaching(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _is_server(where: str) -> bool:
+def is_server(where: str) -> bool:
     """Tell whether WHERE is an address, or several with commas between; a directory of that name goes before."""
     if ":" not in where or Path(where).exists():
         return False
@@ -51,7 +59,7 @@ def store_directory(where: str) -> str:
     InvalidArgument
         WHERE is the address of a server.
     """
-    if _is_server(where):
+    if is_server(where):
         raise InvalidArgument(
             f"{where!r} is the address of a server, and this command works on a directory",
             hint="run it on the server's machine, with the directory of its store",
@@ -61,7 +69,7 @@ def store_directory(where: str) -> str:
 
 def state_folder(where: str) -> Path:
     """Return where this machine remembers how far work on a store has come: beside the store, or the user's own."""
-    if not _is_server(where):
+    if not is_server(where):
         return Path(where)
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "vecstore" / where.replace(":", "_")
@@ -69,7 +77,7 @@ def state_folder(where: str) -> Path:
 
 def open_for_writing(where: str, *, create: bool = False) -> Database:
     """Open a store; with `create`, make it where there is none."""
-    if _is_server(where):
+    if is_server(where):
         return _connect(where, "primary")
     if not create and not Path(where).exists():
         raise NotFound(f"there is no store at {where!r}", hint="vecstore create WHERE NAME --dim N makes one")
@@ -81,7 +89,7 @@ def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
 
     The store is opened for writing where that is possible, because that brings its state up to the end of the log.
     """
-    if _is_server(where):
+    if is_server(where):
         return _connect(where, "any")
     try:
         return open_for_writing(where)

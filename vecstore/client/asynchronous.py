@@ -462,4 +462,8 @@ class AsyncRemoteDatabase:
 
     async def snapshot(self, repository: str) -> Snapshot:
         """See `vecstore.Database.snapshot`."""
-        raise NotImplementedError("snapshots are not part of this version")
+        self._connection.check_open()
+        message = pb.SnapshotRequest(repository=repository)
+        replies_made = self._connection.messages("Snapshot", message, None, primary=True)
+        made = [reply async for reply in replies_made if reply.id]
+        return replies.snapshot_of(made[-1])

@@ -31,6 +31,7 @@ from ..values import (
     Payload,
     Point,
     SearchBatch,
+    Snapshot,
     Written,
 )
 from ..wire.v1 import store_pb2 as pb
@@ -457,3 +458,9 @@ class RemoteDatabase(Database):
             if progress is not None:
                 progress(reply.done, reply.total)
         return report
+
+    def snapshot(self, repository: str) -> Snapshot:
+        self._connection.check_open()
+        message = pb.SnapshotRequest(repository=repository)
+        made = [reply for reply in self._connection.messages("Snapshot", message, None, primary=True) if reply.id]
+        return replies.snapshot_of(made[-1])

@@ -6,6 +6,7 @@ Hits are lazy, as those of the engine are: payloads stay bytes until they are lo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -14,17 +15,23 @@ import numpy.typing as npt
 
 from .. import payload as payload_json
 from ..hits import BatchHits, FoundHits
-from ..values import Hits, Point, SearchBatch, Written
+from ..values import Hits, Point, SearchBatch, Snapshot, Written
 from ..wire.codec import read_ack, unpack_blobs, unpack_floats, unpack_ids, unpack_scores
 from ..wire.v1 import store_pb2 as pb
 from .requests import Part
 
-__all__ = ["batch_of", "hits_of", "is_bare", "points_of", "tree_of", "written_of"]
+__all__ = ["batch_of", "hits_of", "is_bare", "points_of", "snapshot_of", "tree_of", "written_of"]
 
 
 def written_of(reply: pb.Written) -> Written:
     """Return what a write did."""
     return Written(reply.lsn, reply.count, reply.token, read_ack(reply.ack))
+
+
+def snapshot_of(reply: pb.SnapshotReply) -> Snapshot:
+    """Return what a snapshot became."""
+    time = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=reply.time_us)
+    return Snapshot(reply.id, reply.lsn, time, reply.bytes_new)
 
 
 def tree_of(data: bytes) -> dict[str, Any]:

@@ -47,7 +47,7 @@ _AUTHORIZATION = "authorization"
 _REFLECTION = "/grpc.reflection."
 _OK = grpc.StatusCode.OK
 _CREATE = "CreateCollection"
-_OF_THE_STORE = ("Verify",)
+_OF_THE_STORE = ("Snapshot", "Verify")
 """Need their role on all collections."""
 
 

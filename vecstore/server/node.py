@@ -150,6 +150,7 @@ class Node:
             region=self.settings.server.region,
             role=self._role,
             message_bytes_max=self.settings.server.message_bytes_max,
+            repositories=frozenset({self.settings.server.archive, self.settings.snapshot.repository} - {""}),
         )
         handlers = service.handlers()
         if self.settings.metrics.recall_every:

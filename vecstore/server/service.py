@@ -8,6 +8,7 @@ database, and gRPC. Thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -38,6 +39,8 @@ from .directory import Directory
 from .reply import batch_reply, collection_message, json_bytes, pack_points, search_reply, written_reply
 
 __all__ = ["Malformed", "Service"]
+
+_EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Malformed:
@@ -72,6 +75,8 @@ class Service:
         Says "primary" or "standby", now.
     message_bytes_max
         What this server takes in one message, as `Describe` tells clients.
+    repositories
+        Paths of this machine that callers may name for snapshots.
     """
 
     def __init__(
@@ -82,11 +87,13 @@ class Service:
         role: Callable[[], str],
         message_bytes_max: int = RECORD_BYTES_MAX + 8 * MIB,
         clock: Clock | None = None,
+        repositories: frozenset[str] = frozenset(),
     ) -> None:
         self._database = database
         self._region = region
         self._role = role
         self._message_bytes_max = message_bytes_max
+        self._repositories = repositories
         self._clock = clock or SystemClock()
         self._directory = Directory(database)
         self._lineage = b""
@@ -100,6 +107,7 @@ class Service:
             "Wait": self._wait,
             "Status": self._status,
             "Verify": self._verify,
+            "Snapshot": self._snapshot,
             "Upsert": self._upsert,
             "UpsertStream": self._upsert_stream,
             "Update": self._update,
@@ -233,6 +241,20 @@ class Service:
     def _verify(self, _asked: pb.VerifyRequest, _context: grpc.ServicerContext) -> Iterator[pb.VerifyReply]:
         for done, total, report in stream.progress_of(lambda step: self._database.verify(progress=step)):
             yield pb.VerifyReply(done=done, total=total, report=b"" if report is None else json_bytes(report))
+
+    def _snapshot(self, asked: pb.SnapshotRequest, _context: grpc.ServicerContext) -> Iterator[pb.SnapshotReply]:
+        where = asked.repository
+        on_disk = "://" not in where or where.startswith("file:")
+        if on_disk and where not in self._repositories:
+            # A caller must not choose files of this machine.
+            raise InvalidArgument(
+                "repository: a path given; allowed are URLs of s3, gs and az, and what the server's configuration names",
+                hint="name it there as snapshot.repository or server.archive",
+            )
+        for _done, _total, made in stream.progress_of(lambda _: self._database.snapshot(where)):
+            if made is not None:
+                time_us = int((made.time - _EPOCH_START) / timedelta(microseconds=1))
+                yield pb.SnapshotReply(id=made.id, lsn=made.lsn, time_us=time_us, bytes_new=made.bytes_new)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

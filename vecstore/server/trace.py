@@ -30,7 +30,7 @@ __all__ = ["Tracing", "begin", "current_ids"]
 _OF_COLLECTIONS = frozenset(
     ("add_field", "count", "delete", "get", "optimize", "search", "search_batch", "update", "upsert", "upsert_table")
 )
-_OF_STORES = frozenset(("drop_collection", "rename_collection", "status", "verify", "wait"))
+_OF_STORES = frozenset(("drop_collection", "rename_collection", "snapshot", "status", "verify", "wait"))
 _HANDLES = frozenset(("collection", "create_collection"))
 
 

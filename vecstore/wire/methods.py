@@ -80,6 +80,7 @@ METHODS: tuple[Method, ...] = (
     _store("Wait", pb.WaitRequest, pb.Written, "none", "read"),
     _store("Status", pb.StatusRequest, pb.StatusReply, "none", "read"),
     _store("Verify", pb.VerifyRequest, pb.VerifyReply, "admin", "admin", streams_out=True),
+    _store("Snapshot", pb.SnapshotRequest, pb.SnapshotReply, "admin", "admin", streams_out=True),
     _points("Upsert", pb.UpsertRequest, pb.Written, "write", "write", is_write=True),
     _points(
         "UpsertStream", pb.UpsertRequest, pb.Written, "write", "bulk", streams_in=True, streams_out=True, is_write=True

@@ -286,6 +286,24 @@ class VerifyReply(_message.Message):
     report: bytes
     def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., report: _Optional[bytes] = ...) -> None: ...
 
+class SnapshotRequest(_message.Message):
+    __slots__ = ("repository",)
+    REPOSITORY_FIELD_NUMBER: _ClassVar[int]
+    repository: str
+    def __init__(self, repository: _Optional[str] = ...) -> None: ...
+
+class SnapshotReply(_message.Message):
+    __slots__ = ("id", "lsn", "time_us", "bytes_new")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    TIME_US_FIELD_NUMBER: _ClassVar[int]
+    BYTES_NEW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    lsn: int
+    time_us: int
+    bytes_new: int
+    def __init__(self, id: _Optional[str] = ..., lsn: _Optional[int] = ..., time_us: _Optional[int] = ..., bytes_new: _Optional[int] = ...) -> None: ...
+
 class UpsertRequest(_message.Message):
     __slots__ = ("write", "collection", "body", "timestamps")
     WRITE_FIELD_NUMBER: _ClassVar[int]
