@@ -61,6 +61,24 @@ def test_create_only_means_that_one_wins(where: str) -> None:
     repository.create("lineages/x", won[0])
 
 
+def test_many_make_one_repository_at_once(where: str) -> None:
+    """Whoever comes second finds what the first has made, at whatever moment."""
+    failed: list[Exception] = []
+
+    def make() -> None:
+        try:
+            Repository(where, create=True)
+        except vecstore.VecstoreError as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=make) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 def test_a_whole_life(where: str, tmp_path: Path) -> None:
     """Snapshot, archive, check, prune and restore, of one store, at either kind of place."""
     with vecstore.open(str(tmp_path / "store"), archive=where, config=CONFIG) as db:

@@ -117,7 +117,12 @@ class Repository:
             )
 
     def _make_marker(self) -> None:
-        for name in self.names(""):
+        there = self.names("")
+        if layout.MARKER in there:
+            # Another one has made it since we looked.
+            self._check_marker(create=False)
+            return
+        for name in there:
             raise InvalidArgument(
                 f"repository: {self.where} is not a repository, and not empty: it holds {name!r}",
                 hint="give an empty or new folder or prefix",

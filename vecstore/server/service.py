@@ -248,7 +248,7 @@ class Service:
         if on_disk and where not in self._repositories:
             # A caller must not choose files of this machine.
             raise InvalidArgument(
-                "repository: a path given; allowed are URLs of s3, gs and az, and what the server's configuration names",
+                "repository: a path given; allowed are URLs of s3, gs, az, and what the server's configuration names",
                 hint="name it there as snapshot.repository or server.archive",
             )
         for _done, _total, made in stream.progress_of(lambda _: self._database.snapshot(where)):
