@@ -15,9 +15,10 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +47,7 @@ except ImportError as exc:
         f"repositories need {exc.name}, which is not installed", hint="pip install 'vecstore-db[backup]'"
     ) from exc
 
-__all__ = ["Repository", "Stored", "check_where", "is_repository"]
+__all__ = ["Repository", "Stored", "check_where", "is_repository", "yield_to_others"]
 
 REPOSITORY_VERSION = 1
 RETRY_S_MAX = 60.0
@@ -54,6 +55,8 @@ RETRIES_MAX = 10
 PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 READ_BYTES = 4 << 20
+NICENESS = 10
+"""Of the threads that move files: who waits for an answer goes first."""
 REMOVE_NAMES_MAX = 1_000
 
 _MAGIC = "vecstore repository"
@@ -295,7 +298,27 @@ def _local_folder(where: str) -> str | None:
     return None
 
 
+def yield_to_others() -> None:
+    """Let who waits for an answer go before this thread, and before those that it starts."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+@cache
+def _begin_runtime() -> None:
+    """Let obstore start its threads from one that yields: they inherit that."""
+
+    def begin() -> None:
+        yield_to_others()
+        obstore.put(store.MemoryStore(), "begin", b"")
+
+    thread = threading.Thread(target=begin, name="vecstore-obstore")
+    thread.start()
+    thread.join()
+
+
 def _opened(where: str, folder: str | None) -> Any:
+    _begin_runtime()
     if folder is not None:
         return store.LocalStore(folder)
     return store.from_url(

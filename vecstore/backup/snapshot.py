@@ -18,7 +18,7 @@ from . import layout
 from .exclusion import pending
 from .manifest import Manifest, SnapshotFile, StoredCollection, encode
 from .repository import Repository
-from .transfer import Progress, Throttle, check_file, upload
+from .transfer import Progress, Throttle, check_files, upload
 
 __all__ = ["Checks", "Source", "write_snapshot"]
 
@@ -107,15 +107,13 @@ def _missing(repository: Repository, files: list[tuple[str, SnapshotFile]]) -> d
 
 def _files(folder: str, checks: Checks) -> list[tuple[str, SnapshotFile]]:
     """Return path and description of every file, in order of their names."""
-    found = []
-    for part in ("index", "rocks"):
-        for name in sorted(os.listdir(os.path.join(folder, part))):
-            path = os.path.join(folder, part, name)
-            stat = os.stat(path)
-            key = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            check = checks.get(key)
-            if check is None:
-                _, check = check_file(path)
-                checks[key] = check
-            found.append((path, SnapshotFile(f"{part}/{name}", stat.st_size, check)))
-    return found
+    names = [f"{part}/{name}" for part in ("index", "rocks") for name in sorted(os.listdir(os.path.join(folder, part)))]
+    stats = [os.stat(os.path.join(folder, name)) for name in names]
+    keys = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+    unknown = [i for i, key in enumerate(keys) if key not in checks]
+    read = check_files([os.path.join(folder, names[i]) for i in unknown])
+    checks.update({keys[i]: check for i, (_, check) in zip(unknown, read, strict=True)})
+    return [
+        (os.path.join(folder, name), SnapshotFile(name, key[1], checks[key]))
+        for name, key in zip(names, keys, strict=True)
+    ]

@@ -6,7 +6,6 @@ that a transfer that was cut short goes on where it was. This module does the I/
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -17,13 +16,11 @@ import xxhash
 
 from ..errors import Damaged, Exhausted, NotFound, Unavailable
 from .manifest import SnapshotFile
-from .repository import READ_BYTES, Repository
+from .repository import READ_BYTES, Repository, yield_to_others
 
-__all__ = ["Progress", "Throttle", "check_file", "download", "make_durable", "upload"]
+__all__ = ["Progress", "Throttle", "check_file", "check_files", "download", "make_durable", "upload"]
 
 WORKERS = 2
-NICENESS = 10
-"""Of the threads that move files: who waits for an answer goes first."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -80,6 +77,12 @@ def check_file(path: str) -> tuple[int, str]:
         state.update(piece)
         size += len(piece)
     return size, state.hexdigest()
+
+
+def check_files(paths: Sequence[str]) -> list[tuple[int, str]]:
+    """Return size and xxh3_128 of files, read by threads that yield."""
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-check", initializer=yield_to_others) as pool:
+        return list(pool.map(check_file, paths))
 
 
 def upload(
@@ -178,7 +181,7 @@ def _pieces(path: str) -> Iterator[bytes]:
 
 def _run(one: Callable[..., None], work: Sequence[Sequence[object]]) -> None:
     """Do all work with a few threads; the first error ends what has not begun."""
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-transfer", initializer=_yield_to_others) as pool:
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-transfer", initializer=yield_to_others) as pool:
         waiting = [pool.submit(one, *arguments) for arguments in work]
         try:
             for done in as_completed(waiting):
@@ -187,11 +190,6 @@ def _run(one: Callable[..., None], work: Sequence[Sequence[object]]) -> None:
             for left in waiting:
                 left.cancel()
             raise
-
-
-def _yield_to_others() -> None:
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def make_durable(folder: str) -> None:

@@ -97,6 +97,9 @@ class Archiver:
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        from ..backup.repository import yield_to_others
+
+        yield_to_others()
         interval_s = self._engine.config.archive_interval_s
         while not self._stop.wait(min(POLL_S_MAX, interval_s / 4)):
             if self._is_stopped:
