@@ -38,8 +38,9 @@ def rng(seed: int) -> np.random.Generator:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a run of the simulator have more seeds, or one again."""
+    """Let a run of the simulator have more seeds, or one again, or write its traces."""
     parser.addoption("--seeds", default="300", help="seeds of the simulator: a count, or FIRST:END to run these again")
+    parser.addoption("--write-traces", action="store_true", help="write the simulator's golden traces anew")
 
 
 def pytest_report_header() -> str:

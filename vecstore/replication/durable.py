@@ -49,6 +49,8 @@ class RejoinState(msgspec.Struct, frozen=True):
         Until this LSN is applied, digests are taken on trust. 0 until the reset may have begun.
     is_complete
         Whether the log still held everything that was left behind.
+    needs_snapshot
+        Points were read from a primary at an LSN that is not in the history any more: only a snapshot can be trusted.
     was, reason
         What the store was, and why, for an abort.
     """
@@ -58,6 +60,7 @@ class RejoinState(msgspec.Struct, frozen=True):
     fork_lsn: int = 0
     target_lsn: int = 0
     is_complete: bool = True
+    needs_snapshot: bool = False
     was: Role = "fenced"
     reason: str = ""
 

@@ -9,7 +9,7 @@ logs relate. Nothing rests on epochs alone: where two histories part, chains dec
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -191,10 +191,20 @@ class ForkSearch:
     Agreement is monotone: chains agree up to the fork, and nowhere after. So each round asks for chains that are spread
     between the highest LSN known to agree and the lowest known to differ. LSNs that the other side no longer knows drop
     out. The answer may lie below the true fork where neither knows more; never above.
+
+    Attributes
+    ----------
+    limit
+        The fork is not above it.
+    noted
+        Chains of this log that slots have kept beyond it.
+    low, high
+        Highest LSN known to agree, lowest known to differ.
     """
 
     log: Log
     limit: int
+    noted: Mapping[int, bytes] = field(default_factory=dict)
     low: int = 0
     high: int | None = None
     unknown: set[int] = field(default_factory=set)
@@ -208,14 +218,15 @@ class ForkSearch:
         return tuple(sorted({found[round(i * step)] for i in range(ROUND_LSNS)}))
 
     def _between(self) -> Iterator[int]:
-        for lsn in self.log.known(self.low + 1, self.limit):
+        noted = {lsn for lsn in self.noted if self.low < lsn <= self.limit}
+        for lsn in sorted(noted.union(self.log.known(self.low + 1, self.limit))):
             if lsn not in self.unknown and (self.high is None or lsn < self.high):
                 yield lsn
 
     def take(self, chains: Sequence[tuple[int, bytes | None]]) -> None:
         """Take the other side's chains."""
         for lsn, chain in chains:
-            mine = self.log.chain(lsn)
+            mine = self.log.chain(lsn) or self.noted.get(lsn)
             if chain is None or mine is None:
                 self.unknown.add(lsn)
             elif chain == mine:

@@ -35,7 +35,7 @@ FRAMES_IN_FLIGHT_MAX = 4
 
 
 @dataclass
-class Stream:
+class _Stream:
     """One standby's stream, since its last `Hello`."""
 
     session: int
@@ -54,7 +54,7 @@ class Feed:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.streams: dict[str, Stream] = {}
+        self.streams: dict[str, _Stream] = {}
 
     def step(self, sender: str, message: Message) -> None:
         """Take a message of a standby."""
@@ -90,7 +90,7 @@ class Feed:
         place = Place(standing.lsn, standing.chain)
         self.hold(message.slot, standing.store_id, place)
         now_s = self.desk.now_s
-        stream = Stream(
+        stream = _Stream(
             message.session, standing.region, message.slot, place, Place(0, b""), standing.lsn, now_s, now_s
         )
         self.streams[sender] = stream
@@ -104,7 +104,7 @@ class Feed:
         if known is not None and known.store_id != standing.store_id:
             return "slot taken"
         relation = relate(self.desk.log, standing)
-        if relation is Relation.UNPROVEN and known is not None and (known.lsn, known.chain) == standing_place(standing):
+        if relation is Relation.UNPROVEN and known is not None and (known.lsn, known.chain) == _place_of(standing):
             relation = Relation.PREFIX
         if relation is not Relation.PREFIX:
             return _REFUSED[relation]
@@ -128,7 +128,7 @@ class Feed:
             stream.applied_lsn = max(stream.applied_lsn, message.applied_lsn)
         self.pump(sender, stream)
 
-    def pump(self, sender: str, stream: Stream) -> None:
+    def pump(self, sender: str, stream: _Stream) -> None:
         """Send a stream what is durable and fits its window."""
         while stream.sent.lsn < self.shippable() and stream.in_flight < FRAMES_IN_FLIGHT_MAX:
             records = self.desk.log.read(stream.sent.lsn, self.shippable(), self.desk.timing.frame_bytes_max)
@@ -139,7 +139,7 @@ class Feed:
             stream.in_flight += 1
             stream.sent = Place(records[-1].lsn, records[-1].mark.chain)
 
-    def _frame(self, sender: str, stream: Stream, records: tuple) -> None:  # type: ignore[type-arg]
+    def _frame(self, sender: str, stream: _Stream, records: tuple) -> None:  # type: ignore[type-arg]
         durable = self.desk.durable
         assert durable.promise is not None
         tip_lsn = self.desk.log.durable_lsn
@@ -226,7 +226,7 @@ class Feed:
             self._refuse(sender, 0, "too old")
 
 
-def standing_place(standing: Standing) -> tuple[int, bytes]:
+def _place_of(standing: Standing) -> tuple[int, bytes]:
     """Return the place of a standing."""
     return standing.lsn, standing.chain
 

@@ -157,10 +157,12 @@ class Rejoining(Part):
                 self._ask()
             case Refusal() if is_primary and message.why == "not primary" and self.waiting in ("seek", "reset"):
                 promise = self.desk.durable.promise
-                if promise is not None and promise.store_id != sender:
+                if promise is not None and promise.store_id not in (sender, self.desk.me):
                     self.redirect(promise)
-            case WasReset() | Installed():
+            case WasReset() | Installed() if self.waiting == "reset":
                 self._follow()
+            case WasReset() | Installed():
+                self._seek()  # another primary was promoted meanwhile
             case _:
                 self.refuse(sender, message)
 
@@ -185,7 +187,7 @@ class Rejoining(Part):
         elif self.waiting == "reset":
             fork_lsn = self._state.fork_lsn
             chain = self.desk.log.chain(fork_lsn)
-            if self._state.is_complete and chain is not None:
+            if self._state.is_complete and not self._state.needs_snapshot and chain is not None:
                 self.desk.send(primary, PointsRequest(Place(fork_lsn, chain), self.ids))
             else:
                 # What was left behind is not wholly known, or the primary's log was cut: everything is taken from it.
@@ -201,7 +203,8 @@ class Rejoining(Part):
         log = self.desk.log
         if self.search is None:
             theirs = message.standing
-            self.search = ForkSearch(log, self._limit(theirs.epochs, theirs.lsn))
+            noted = {slot.lsn: slot.chain for slot in self.desk.durable.slots if slot.lsn < log.first_lsn}
+            self.search = ForkSearch(log, self._limit(theirs.epochs, theirs.lsn), noted)
         self.search.take(message.chains)
         if self.search.ask():
             self._ask()
@@ -214,6 +217,10 @@ class Rejoining(Part):
     def _found(self, fork_lsn: int) -> None:
         log, state = self.desk.log, self._state
         if fork_lsn == log.tip.lsn:
+            if state.needs_snapshot:
+                self.waiting = "reset"
+                self._ask()
+                return
             if state.target_lsn:  # the reset was done, and the crash came before it was noted
                 self._follow()
                 return
@@ -246,5 +253,6 @@ class Rejoining(Part):
     def _follow(self) -> None:
         state = self._state
         phase: Phase = "verify" if self.desk.log.applied_lsn >= state.target_lsn else "follow"
-        self.desk.persist(role="standby", reason="", primary=state.primary, rejoin=state.at(phase))
+        rejoin = state.at(phase, needs_snapshot=False)
+        self.desk.persist(role="standby", reason="", primary=state.primary, rejoin=rejoin)
         self.desk.play(Standby(self.desk))

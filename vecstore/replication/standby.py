@@ -48,7 +48,7 @@ class Standby(Part):
         self.heard_s = self.asked_s = self.moved_s = desk.now_s
         self.tip = desk.log.tip
         self.seen_lsn = 0
-        self.is_stalled = False
+        self.is_stalled = self.is_bridged = False
         self.promotion: Promotion | None = None
         self.history: tuple[Epoch, ...] = ()
 
@@ -206,6 +206,10 @@ class Standby(Part):
         self._acknowledge()
         self._look_at_tip()
         self._promote()
+        if self.is_bridged and self.desk.part is self:
+            # At once: the primary's log may be cut again while one waits.
+            self.is_bridged = False
+            self.dial()
         rejoin = self.desk.durable.rejoin
         if rejoin is not None and rejoin.phase == "follow" and self.desk.log.applied_lsn >= rejoin.target_lsn:
             self._verify()
@@ -271,7 +275,7 @@ class Standby(Part):
             self._fetch()
             return
         self._append(taken)
-        self.status, self.asked_s = "dialling", self.desk.now_s
+        self.status, self.asked_s, self.is_bridged = "dialling", self.desk.now_s, True
 
     def _is_on_history(self, record: Record) -> bool:
         """Return whether an archived record is of the history to follow, by the epochs that its primary named."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import rejoin
 from .actions import Action, Fence
+from .durable import RejoinState
 from .epochs import Claim, Standing, lost_synced
 from .fenced import Fenced
 from .log import Place
@@ -195,12 +196,7 @@ class Member(Desk):
             peers = (*peers, claim.store_id)
         follows = self.log.tip == Place(claim.fork_lsn, bytes.fromhex(claim.chain))
         if self.durable.rejoin is not None:
-            self.persist(promise=claim, peers=peers)
-            if isinstance(self.part, Rejoining):
-                self.part.redirect(claim)
-            elif claim.store_id != self.me:
-                self.persist(primary=claim.store_id)
-                self._dial()
+            self._raise_in_rejoin(self.durable.rejoin, claim, peers)
         elif claim.store_id == self.me:
             self.persist(peers=peers)
             self.fence(f"this store wrote epoch {claim.number}, and its disk does not know it", claim)
@@ -217,6 +213,21 @@ class Member(Desk):
         else:
             self.persist(peers=peers)
             self.fence(f"{claim.store_id} began epoch {claim.number}", claim)
+
+    def _raise_in_rejoin(self, state: RejoinState, claim: Claim, peers: tuple[str, ...]) -> None:
+        """Go on with the new primary; what was read from the old one beyond the new fork is not in the history."""
+        if claim.fork_lsn < state.target_lsn:
+            state = state.at(state.phase, needs_snapshot=True)
+        self.persist(promise=claim, peers=peers, rejoin=state)
+        if isinstance(self.part, Rejoining):
+            self.part.redirect(claim)
+        elif claim.store_id != self.me and isinstance(self.part, Standby):
+            self.persist(primary=claim.store_id)
+            if state.needs_snapshot:
+                self.persist(rejoin=state.at("reset", primary=claim.store_id))
+                self.play(Rejoining(self))
+            else:
+                self.part.dial()
 
     def _dial(self) -> None:
         if isinstance(self.part, Standby):
