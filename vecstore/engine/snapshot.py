@@ -47,7 +47,7 @@ def take_snapshot(engine: Engine, where: str, progress: Progress | None = None) 
     repository = Repository(where, create=True)
     staging = os.path.join(engine.directory.path, STAGING)
     # One at a time: they would link the same files, and the second has little to upload after the first.
-    with _lock:
+    with _lock, engine.metrics.snapshot_s.time():
         shutil.rmtree(staging, ignore_errors=True)
         folder = os.path.join(staging, uuid.uuid4().hex)
         os.makedirs(os.path.join(folder, "index"))
@@ -56,6 +56,7 @@ def take_snapshot(engine: Engine, where: str, progress: Progress | None = None) 
             checks = _checks.setdefault(engine, {})
             throttle = Throttle(engine.config.upload_bytes_per_s_max)
             manifest = write_snapshot(repository, source, checks, throttle, progress)
+            engine.metrics.snapshot_bytes.inc(manifest.bytes_new)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return Snapshot(manifest.id, manifest.lsn, time_of(manifest.commit_time_us), manifest.bytes_new)

@@ -60,6 +60,14 @@ FAMILIES: dict[str, Family] = {
     "vecstore_filter_cache_hits_total": Family("counter", "Filters whose bitmap was at hand."),
     "vecstore_filter_cache_misses_total": Family("counter", "Filters that had to be worked out."),
     "vecstore_filter_cache_bytes": Family("gauge", "Bytes of bitmaps of filters at hand."),
+    "vecstore_archived_bytes_total": Family("counter", "Bytes written to the archive, compressed."),
+    "vecstore_archive_failures_total": Family("counter", "Tries to archive that failed."),
+    "vecstore_archive_lsn": Family("gauge", "Every record up to it is in the archive."),
+    "vecstore_archive_lag_records": Family("gauge", "Durable records that are not in the archive."),
+    "vecstore_archive_lag_bytes": Family("gauge", "Bytes of log that are not in the archive."),
+    "vecstore_archive_lag_seconds": Family("gauge", "For so long the oldest of them has waited."),
+    "vecstore_snapshot_seconds": Family("histogram", "Snapshots."),
+    "vecstore_snapshot_bytes_total": Family("counter", "Bytes uploaded for snapshots."),
     "vecstore_memory_bytes": Family("gauge", "Bytes that the store holds, mapped rows included."),
     "vecstore_memory_bytes_max": Family("gauge", "Bytes that it may hold; above, writes are refused."),
     "vecstore_disk_free_bytes": Family("gauge", "Free space where the store is."),
@@ -269,6 +277,14 @@ def _of_store(status: Mapping[str, Any]) -> Iterator[Metric]:
     }
     for name, value in plain.items():
         yield _gauge(name, [((), value)])
+    archive = status.get("archive")
+    for name, key in (
+        ("vecstore_archive_lsn", "lsn"),
+        ("vecstore_archive_lag_records", "lag_records"),
+        ("vecstore_archive_lag_bytes", "lag_bytes"),
+        ("vecstore_archive_lag_seconds", "lag_s"),
+    ):
+        yield _gauge(name, [((), archive[key])] if archive else [])
 
 
 def _of_engine(engine: Mapping[str, Any], cache: Mapping[str, Any]) -> Iterator[Metric]:
@@ -276,12 +292,16 @@ def _of_engine(engine: Mapping[str, Any], cache: Mapping[str, Any]) -> Iterator[
         ("vecstore_log_bytes_total", "log_bytes"),
         ("vecstore_write_sheds_total", "shed"),
         ("vecstore_rebuilt_total", "rebuilt"),
+        ("vecstore_archived_bytes_total", "archived_bytes"),
+        ("vecstore_archive_failures_total", "archive_failures"),
+        ("vecstore_snapshot_bytes_total", "snapshot_bytes"),
     ):
         yield _counter(name, [((), engine[key])] if key in engine else [])
     for name, key in (
         ("vecstore_sync_seconds", "sync_s"),
         ("vecstore_checkpoint_seconds", "checkpoint_s"),
         ("vecstore_build_seconds", "build_s"),
+        ("vecstore_snapshot_seconds", "snapshot_s"),
     ):
         family = HistogramMetricFamily(name, FAMILIES[name].doc)
         if f"{key}_buckets" in engine:
