@@ -149,10 +149,13 @@ class Archiver:
     # -- where it is -------------------------------------------------------------------------------------------------
 
     def _first_place(self) -> Slot:
-        """Return the slot, or begin one at the start of the log, before any of it is cut."""
+        """Return the slot, or begin one at the start of the log, before any of it is cut.
+
+        One that is ahead of the log is of records that were lost since.
+        """
         engine = self._engine
         held = engine.slots.held.get(SLOT_NAME)
-        if held is not None and held.consumer == self.where:
+        if held is not None and held.consumer == self.where and held.lsn <= engine.durable_lsn:
             return held
         assert engine.checkpointer is not None
         lsn = min(engine.checkpointer.log_start - 1, engine.durable_lsn)
