@@ -236,11 +236,16 @@ BUGS = (
     Bug(
         "lets the log be cut before it is exported",
         ((Member, "holds_log", property(_FALSE)), (Rejoining, "_export", _export_unlooked)),
-        favoured=("cut log", "failover", "rejoin"),
-        seed=185,
+        favoured=("cut log", "isolate", "failover", "rejoin"),
+        seed=383,
     ),
     Bug("forgets which points it had touched", ((Rejoining, "_ask", _forgets_ids),), seed=2),
-    Bug("keeps the request ids of what it dropped", ((disk.SimLog, "reset", _reset_keeps_requests),), seed=431),
+    Bug(
+        "keeps the request ids of what it dropped",
+        ((disk.SimLog, "reset", _reset_keeps_requests),),
+        favoured=("failover", "rejoin", "switchover"),
+        seed=10,
+    ),
     Bug("a retry is applied twice", ((node.Node, "write", _write_twice),)),
     Bug("writes on behind a handover after a restart", ((Primary, "start", _no_handover),), seed=11),
     Bug(
