@@ -138,7 +138,7 @@ def test_oversize_messages_are_refused_without_harm(bench: Bench) -> None:
         call = channel.unary_unary(PATH["Upsert"])
         for _ in range(5):
             with pytest.raises(grpc.RpcError) as caught:
-                call(bytes(40 * 2**20), timeout=30)
+                call(bytes(48 * 2**20), timeout=30)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "larger than max" in caught.value.details()
     assert bench.resident_bytes() - before < 128 * 2**20

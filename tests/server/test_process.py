@@ -201,7 +201,7 @@ def test_a_message_beyond_the_limit_is_refused(tmp_path: Path) -> None:
     with process(tmp_path / "store") as served, served.channel() as channel:
         number = filled(channel, count=0)
         with pytest.raises(grpc.RpcError) as caught:
-            call(channel, "Upsert", pb.UpsertRequest(collection=number, body=bytes(37 << 20)))
+            call(channel, "Upsert", pb.UpsertRequest(collection=number, body=bytes(41 << 20)))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert call(channel, "Count", pb.CountRequest(collection=number)).count == 0
 
