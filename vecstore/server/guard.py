@@ -272,7 +272,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             code: Any = grpc.StatusCode.CANCELLED
             try:
                 for reply in self._replies(entry, ticket, read(entry, ticket, data), context):
-                    ticket.owed -= 1
+                    ticket.replies += 1
                     ticket.out_since_s = now_s()
                     yield reply
                     ticket.out_since_s = inf
@@ -327,7 +327,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 return
             finally:
                 ticket.in_since_s = inf
-            ticket.owed += 1
+            ticket.requests += 1
             request = self._message(entry, ticket, one)
             # Searches come before bulk loads: while some wait, the client of the stream is not read from.
             pool.pause(pool.gives_way_s(), ticket)

@@ -83,8 +83,8 @@ class Ticket(Call):
         Of a stream: set once it is over, for whatever reason.
     in_since_s, out_since_s
         Since when the client is waited for, to send and to take; `inf` while it is not.
-    owed
-        Replies that the client of a stream is owed.
+    requests, replies
+        Messages read from the client of a stream, and made for it: each counted by one thread alone.
     trace
         What it says of the trace that it belongs to.
     touches
@@ -103,7 +103,8 @@ class Ticket(Call):
         "is_denied",
         "method",
         "out_since_s",
-        "owed",
+        "replies",
+        "requests",
         "touches",
         "trace",
         "who",
@@ -120,7 +121,7 @@ class Ticket(Call):
         self.ended: threading.Event | None = None
         self.in_since_s = inf
         self.out_since_s = inf
-        self.owed = 0
+        self.requests = self.replies = 0
         self.trace: Any = None
         self.touches: list[str] = []
         self.is_denied = False
@@ -401,7 +402,9 @@ class Pool:
             if i < too_many or now_s - ticket.started_s > self._settings.receive_s_max:
                 self._cancel(ticket, "its message did not arrive")
         for ticket in list(self._streams):
-            sends_nothing = ticket.owed <= 0 and now_s - ticket.in_since_s > self._settings.stream_idle_s_max
+            sends_nothing = (
+                ticket.requests <= ticket.replies and now_s - ticket.in_since_s > self._settings.stream_idle_s_max
+            )
             if sends_nothing or now_s - ticket.out_since_s > self._settings.stream_idle_s_max:
                 self._cancel(ticket, "its client stands still")
 
