@@ -21,6 +21,7 @@ from .repository import READ_BYTES, Repository, yield_to_others
 __all__ = ["Progress", "Throttle", "check_file", "check_files", "download", "make_durable", "upload"]
 
 WORKERS = 2
+CHECK_BYTES = 1 << 20
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -73,9 +74,12 @@ class _Meter:
 def check_file(path: str) -> tuple[int, str]:
     """Return size and xxh3_128 of a file."""
     state, size = xxhash.xxh3_128(), 0
-    for piece in _pieces(path):
-        state.update(piece)
-        size += len(piece)
+    # One buffer, read into again and again: giving back large pieces would hold the interpreter lock.
+    buffer = memoryview(bytearray(CHECK_BYTES))
+    with open(path, "rb", buffering=0) as source:
+        while count := source.readinto(buffer):
+            state.update(buffer[:count])
+            size += count
     return size, state.hexdigest()
 
 
