@@ -279,6 +279,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                     if self._counts_points and not entry.kind.is_write:
                         pool.pause(pool.charge(ticket, points_in(reply)), ticket)
                     pool.pause(pool.gives_way_s(), ticket)
+                    if ticket.ended.is_set():
+                        # Its client went away while it was held back: nobody takes what would be made next.
+                        return
                 code = context.code() or _OK
             except Exception as error:  # noqa: BLE001 - whatever it is, it is worded here
                 code = None
