@@ -213,8 +213,10 @@ class Story:
         if "k" not in self.world.nodes:
             self.world.add_copy("k", self.rng.choice("ab") if "b" in self.world.nodes else "a")
         elif self.rng.random() < 0.3 and self.world.nodes["k"].status == "copied":
-            self.world.nodes["k"].command(Adopt())
-            self.world.nodes["k"].is_copied = self.world.nodes["k"].status == "copied"
+            copy = self.world.nodes["k"]
+            copy.command(Adopt())
+            # Adopted once everything that it meant is carried out: a crash before leaves a copy.
+            copy.is_copied = copy.status in ("copied", "down")
 
     def _stranger(self) -> None:
         """Somebody without the secret, or of another lineage, claims a high epoch."""

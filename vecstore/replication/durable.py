@@ -45,6 +45,8 @@ class RejoinState(msgspec.Struct, frozen=True):
         The store that it rejoins.
     fork_lsn
         The last LSN of both histories, once it is known.
+    lowest_lsn
+        The lowest fork since the checkpoint was taken: up to it the checkpoint and this log are one history.
     target_lsn
         Until this LSN is applied, digests are taken on trust. 0 until the reset may have begun.
     is_complete
@@ -59,6 +61,7 @@ class RejoinState(msgspec.Struct, frozen=True):
     primary: str
     fork_lsn: int = 0
     target_lsn: int = 0
+    lowest_lsn: int = 0
     is_complete: bool = True
     needs_snapshot: bool = False
     was: Role = "fenced"

@@ -72,9 +72,9 @@ class Aborting(Part):
         assert rejoin is not None
         if rejoin.phase in ("seek", "checkpoint"):
             self._end(rejoin)
-        elif rejoin.target_lsn and self.desk.log.tip.lsn > rejoin.fork_lsn:
+        elif rejoin.target_lsn and self.desk.log.tip.lsn > rejoin.lowest_lsn:
             # Should the other store be gone for good, then what came from it since is nowhere else.
-            self.desk.act(Export(rejoin.fork_lsn, self.desk.log.first_lsn <= rejoin.fork_lsn + 1))
+            self.desk.act(Export(rejoin.lowest_lsn, self.desk.log.first_lsn <= rejoin.lowest_lsn + 1))
         else:
             self.desk.act(Return())
 
@@ -230,7 +230,9 @@ class Rejoining(Part):
         is_complete = log.first_lsn <= fork_lsn + 1
         has_checkpoint = state.phase != "seek"
         phase: Phase = "export" if has_checkpoint else "checkpoint"
-        self.desk.persist(rejoin=state.at(phase, fork_lsn=fork_lsn, is_complete=is_complete))
+        lowest_lsn = min(fork_lsn, state.lowest_lsn) if has_checkpoint else fork_lsn
+        rejoin = state.at(phase, fork_lsn=fork_lsn, lowest_lsn=lowest_lsn, is_complete=is_complete)
+        self.desk.persist(rejoin=rejoin)
         if not has_checkpoint:
             self.waiting = "checkpoint"
             self.desk.act(Checkpoint())

@@ -154,6 +154,8 @@ class Member(Desk):
         durable = self.durable
         if durable.rejoin is not None and durable.rejoin.phase not in ("follow", "verify"):
             self.play(Rejoining(self))
+        elif durable.role == "primary" and not self.holds_promise:
+            self.fence("role and log do not agree on who writes the epoch", None)
         elif durable.role == "primary":
             self.play(Primary(self))
         elif durable.role == "standby":
