@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from vecstore.engine.gate import Gate
 
@@ -25,7 +24,7 @@ def test_as_many_as_there_are_places() -> None:
 
 def test_places_go_to_who_waited_longest() -> None:
     """Callers that come back at once do not pass those that wait."""
-    gate, order = Gate(1), list[int]()
+    gate, order, pause = Gate(1), list[int](), threading.Event()
     assert gate.enter(None)
 
     def take(number: int) -> None:
@@ -38,7 +37,7 @@ def test_places_go_to_who_waited_longest() -> None:
         threads.append(threading.Thread(target=take, args=(number,)))
         threads[-1].start()
         while len(gate._line) <= number:
-            time.sleep(0.001)
+            pause.wait(0.001)
     gate.leave()
     for thread in threads:
         thread.join()
@@ -47,12 +46,12 @@ def test_places_go_to_who_waited_longest() -> None:
 
 def test_no_caller_starves() -> None:
     """Of callers that never rest each gets its share."""
-    gate, stop, counts = Gate(2), threading.Event(), [0] * 8
+    gate, stop, pause, counts = Gate(2), threading.Event(), threading.Event(), [0] * 8
 
     def call(number: int) -> None:
         while not stop.is_set():
             assert gate.enter(30)
-            time.sleep(0.0001)
+            pause.wait(0.0001)
             counts[number] += 1
             gate.leave()
 
@@ -60,7 +59,7 @@ def test_no_caller_starves() -> None:
     for thread in threads:
         thread.start()
     while sum(counts) < 4_000:
-        time.sleep(0.01)
+        pause.wait(0.01)
     stop.set()
     for thread in threads:
         thread.join()
