@@ -58,7 +58,7 @@ class Client:
         if self.is_stopped:
             return
         rng = self.world.rng
-        if self.sent and rng.random() < 0.15:
+        if self.sent and rng.random() < 0.4:
             # An attempt that stalled somewhere comes at last, after whatever was written since.
             self.world.call(self.name, rng.choice(self.stores), rng.choice(self.sent), 0)
         for _ in range(rng.randint(0, 1)):

@@ -44,7 +44,8 @@ TIMING = Timing(
     call_every_s=1.0,
     silence_s=3.0,
     stall_s=8.0,
-    step_down_s=2.0,
+    step_down_s=1.0,
+    catch_up_s=3.0,
     retry_s=4.0,
     frame_bytes_max=1,
 )
@@ -351,6 +352,8 @@ class Node:
     def _checkpoint(self, action: do.Checkpoint) -> None:
         self._sync()
         self.disk.checkpoint = self.log.copy()
+        if self.world.rng.random() < 0.5:  # after a checkpoint a log is cut, if nothing holds it
+            self.world.cut_log(self, retained=1)
         self.report_later(0.1, self.report, Checkpointed())
 
     def _export(self, action: do.Export) -> None:

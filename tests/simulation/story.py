@@ -200,9 +200,7 @@ class Story:
 
     def _cut_log(self) -> None:
         node = self._any()
-        before, self.world.retained = self.world.retained, 2
-        self.world.cut_log(node)
-        self.world.retained = before
+        self.world.cut_log(node, retained=2)
 
     def _drop_slot(self) -> None:
         node = self._any()

@@ -10,7 +10,7 @@ from .checks import Violation
 from .planted import BUGS, Bug, planted
 from .story import Story
 
-SEEDS_MAX = 900
+SEEDS_MAX = 1_500
 
 
 def hunt(bug: Bug) -> str:

@@ -237,12 +237,15 @@ class World:
         self.went_back.add(node.store_id)
         node.disk.restore(image)
 
-    def cut_log(self, node: Node) -> None:
+    def cut_log(self, node: Node, retained: int | None = None) -> None:
         """Cut a log as a checkpoint allows: below every slot, but no further back than retention."""
         if node.member is not None and node.member.holds_log:
             return
         slots = [slot.lsn for slot in node.disk.written.slots]
-        lsn = max(min([*slots, node.log.durable_lsn]), node.log.durable_lsn - self.retained)
+        lsn = max(
+            min([*slots, node.log.durable_lsn]),
+            node.log.durable_lsn - (self.retained if retained is None else retained),
+        )
         if lsn > node.log.base.lsn:
             node.log.cut(lsn)
             self.note("cut log", node.store_id, lsn)

@@ -119,7 +119,9 @@ class Timing(msgspec.Struct, frozen=True):
     stall_s
         A stream that stands still while the tip moves is an alarm after so long.
     step_down_s
-        A promotion waits for the old primary for so long.
+        A promotion waits so long for the old primary's word that it has stepped down.
+    catch_up_s
+        With that word, it waits so long for what the old primary has.
     retry_s
         A standby that stopped looks again so often.
     frame_bytes_max
@@ -132,7 +134,8 @@ class Timing(msgspec.Struct, frozen=True):
     call_every_s: float = 1.0
     silence_s: float = 5.0
     stall_s: float = 30.0
-    step_down_s: float = 5.0
+    step_down_s: float = 1.0
+    catch_up_s: float = 10.0
     retry_s: float = 30.0
     frame_bytes_max: int = 4 << 20
     bootstraps_max: int = 3

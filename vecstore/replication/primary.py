@@ -44,6 +44,8 @@ class Primary(Part):
         self.promised: set[str] = set()
         self.started_s = self.called_s = self.called_all_s = desk.now_s
         self.status = "open" if is_new else "starting"
+        if is_new:  # everybody is called at the next tick, when the epoch's record is in the log
+            self.called_s -= desk.timing.call_every_s
 
     def start(self) -> None:
         if self.status == "open":

@@ -50,7 +50,7 @@ class Promotion:
         """The old primary acknowledges nothing more: wait for all that it has."""
         if message.number == self.command.replaces and self.yielded_lsn is None:
             self.yielded_lsn = message.standing.lsn
-            self.deadline_s = self.desk.now_s + self.desk.timing.step_down_s
+            self.deadline_s = self.desk.now_s + self.desk.timing.catch_up_s
 
     def goes_on(self, seen_lsn: int) -> bool:
         """Promote, refuse, or return True to wait on."""
