@@ -321,8 +321,6 @@ class Node:
 
     def _installed(self, snapshot: Snapshot) -> None:
         log: SimLog = snapshot.content.copy()
-        if log.tip.lsn <= self.log.tip.lsn and self.member is not None and self.member.durable.rejoin is None:
-            return
         log.truncate(snapshot.place.lsn)
         log.cut(snapshot.place.lsn)
         self.world.checks.dropped(self, log.tip, "a snapshot was installed")

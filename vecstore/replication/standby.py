@@ -263,7 +263,7 @@ class Standby(Part):
         self.status, self.asked_s = "stopped", self.desk.now_s
 
     def _archive(self, message: ArchiveRead) -> None:
-        if self.status != "fetching" or message.after_lsn != self.tip.lsn:
+        if self.status != "fetching" or self.desk.is_replacing or message.after_lsn != self.tip.lsn:
             return
         place, taken = self.tip, []
         for record in message.records:
