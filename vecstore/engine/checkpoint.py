@@ -93,6 +93,11 @@ class Contents(msgspec.Struct, frozen=True):
     lsn: int
     collections: dict[int, list[ShardEntry]]
 
+    def built(self) -> set[tuple[str, int]]:
+        """Return the segments that it has, each with the rows that it was measured over."""
+        shards = (shard for shards in self.collections.values() for shard in shards)
+        return {(segment.name, segment.measured_rows) for shard in shards for segment in shard.segments}
+
     def files(self) -> set[str]:
         """Return the names of all files that it needs."""
         names: set[str] = set()
@@ -103,6 +108,12 @@ class Contents(msgspec.Struct, frozen=True):
                 if segment.index is not None:
                     names.add(segment.index.name)
         return names
+
+
+def _built(view: View) -> set[tuple[str, int]]:
+    """Return the segments of a view, as `Contents.built` does."""
+    shards = (shard for collection in view.collections.values() for shard in collection.shards)
+    return {(segment.name, segment.measured_rows) for shard in shards for segment in shard.sealed.segments}
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -206,8 +217,12 @@ class Checkpointer:
 
     @property
     def is_due(self) -> bool:
-        """Whether there are records that no checkpoint has."""
-        return self._state.view.lsn > (self.entries[-1].lsn if self.entries else 0)
+        """Whether there are records, or work of the builder, that the newest checkpoint does not have."""
+        view = self._state.view
+        if not self.entries or view.lsn > self.entries[-1].lsn:
+            return view.lsn > 0
+        newest = self._contents.get(self.entries[-1].lsn)
+        return newest is None or _built(view) != newest.built()
 
     def take(self, still: Still | None = None) -> Entry:
         """Take a checkpoint of the store as it is now, and cut the log.
