@@ -44,7 +44,7 @@ CALLERS = {1: (1, 1), 8: (PROCESSES, 1), 64: (PROCESSES, 8)}
 """Callers at once: processes, threads in each."""
 OVERLOAD = 10
 READY = re.compile(r"vecstore ready grpc=(\S+) http=(\S+)")
-DEADLINE_S = 1.0
+DEADLINE_S = 2.0
 """Of each call under overload."""
 
 
