@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 _LOAD_BEFORE = os.getloadavg()[0]
-PAUSE_S = 0.05
 """Work of others when the script began. OpenMP suffers from it tenfold: ratios to FAISS mean little above 0.5."""
+PAUSE_S = 0.05
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
     "vecstore-db",

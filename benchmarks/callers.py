@@ -207,7 +207,7 @@ def _bare(order: Order, k: int) -> Call:
         return asked.SerializeToString()
 
     def dear(query: Any) -> bytes:
-        vectors = np.stack([np.roll(query, number) for number in range(DEAR_VECTORS)])
+        vectors = np.stack([np.roll(query, shift) for shift in range(DEAR_VECTORS)])
         floats = pb.Floats(rows=DEAR_VECTORS, columns=len(query), data=vectors.tobytes())
         return pb.SearchBatchRequest(collection=number, vectors=floats, k=k, exact=True).SerializeToString()
 
