@@ -134,7 +134,7 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     command = [str(ROOT / "proto" / "generate"), str(tmp_path)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHON": sys.executable}, capture_output=True)
     made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == ["store_pb2.py", "store_pb2.pyi"]
+    assert made == ["replication_pb2.py", "replication_pb2.pyi", "store_pb2.py", "store_pb2.pyi"]
     for name in made:
         fresh, kept = (tmp_path / name).read_text(), (CHECKED_IN / name).read_text()
         assert _without_versions(fresh) == _without_versions(kept), f"{name}: run proto/generate"

@@ -1,0 +1,154 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Envelope(_message.Message):
+    __slots__ = ("introduction", "message", "records", "scrub")
+    INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_FIELD_NUMBER: _ClassVar[int]
+    introduction: Introduction
+    message: bytes
+    records: _containers.RepeatedScalarFieldContainer[bytes]
+    scrub: bytes
+    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ...) -> None: ...
+
+class Introduction(_message.Message):
+    __slots__ = ("store_id", "lineage", "region", "address", "addresses", "now_us", "version")
+    class AddressesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    NOW_US_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    lineage: bytes
+    region: str
+    address: str
+    addresses: _containers.ScalarMap[str, str]
+    now_us: int
+    version: str
+    def __init__(self, store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., addresses: _Optional[_Mapping[str, str]] = ..., now_us: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class JoinRequest(_message.Message):
+    __slots__ = ("store_id", "slot", "region", "address")
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    slot: str
+    region: str
+    address: str
+    def __init__(self, store_id: _Optional[str] = ..., slot: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class SnapshotTicket(_message.Message):
+    __slots__ = ("id", "store_id", "lineage", "lsn", "chain", "claim", "files", "primary_address")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    store_id: str
+    lineage: bytes
+    lsn: int
+    chain: bytes
+    claim: bytes
+    files: _containers.RepeatedCompositeFieldContainer[SnapshotFile]
+    primary_address: str
+    def __init__(self, id: _Optional[str] = ..., store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., lsn: _Optional[int] = ..., chain: _Optional[bytes] = ..., claim: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., primary_address: _Optional[str] = ...) -> None: ...
+
+class SnapshotFile(_message.Message):
+    __slots__ = ("name", "size", "check")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    check: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., check: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("id", "name", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class FetchPointsRequest(_message.Message):
+    __slots__ = ("id", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class CommandRequest(_message.Message):
+    __slots__ = ("name", "options")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    options: bytes
+    def __init__(self, name: _Optional[str] = ..., options: _Optional[bytes] = ...) -> None: ...
+
+class CommandReply(_message.Message):
+    __slots__ = ("done", "text")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    done: bool
+    text: str
+    def __init__(self, done: bool = ..., text: _Optional[str] = ...) -> None: ...
+
+class DescribeReplicationRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReplicationReply(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
+class RangesRequest(_message.Message):
+    __slots__ = ("lsn", "ranges")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    ranges: bytes
+    def __init__(self, lsn: _Optional[int] = ..., ranges: _Optional[bytes] = ...) -> None: ...
+
+class RangesReply(_message.Message):
+    __slots__ = ("lsn", "chain", "json")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    chain: bytes
+    json: bytes
+    def __init__(self, lsn: _Optional[int] = ..., chain: _Optional[bytes] = ..., json: _Optional[bytes] = ...) -> None: ...
