@@ -57,7 +57,7 @@ PARTS_AT_ONCE = 4
 READ_BYTES = 4 << 20
 COPY_BYTES = 4 << 20
 _SYNC_FILE_RANGE_WRITE = 2
-NICENESS = 10
+NICENESS = 19
 """Of the threads that move files: who waits for an answer goes first."""
 REMOVE_NAMES_MAX = 1_000
 
@@ -88,6 +88,7 @@ class Repository:
         self.where, self.lineage, self.branch = layout.split_where(_checked(where))
         self._folder = _local_folder(self.where)
         self._synced: set[str] = set()
+        self._made: set[str] = set()
         self._lock = threading.Lock()
         if self._folder is not None and not os.path.isdir(self._folder):
             if not create:
@@ -137,6 +138,11 @@ class Repository:
             self.create(layout.MARKER, marker)
         except AlreadyExists:
             self._check_marker(create=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of a local disk."""
+        return self._folder is not None
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -197,11 +203,11 @@ class Repository:
             obstore.put(self._store, name, data, use_multipart=False)
         self._sync(name)
 
-    def put_file(self, name: str, path: str) -> None:
+    def put_file(self, name: str, path: str, size: int) -> None:
         """Write an object from a local file, in bounded memory; `settle` makes it durable."""
         with self._mapped(name):
             if self._folder is not None:
-                _copy(path, os.path.join(self._folder, name))
+                _copy(path, size, self._place(name))
                 return
             obstore.put(self._store, name, Path(path), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
@@ -209,6 +215,17 @@ class Repository:
         """Write a large object piece by piece, in bounded memory; `settle` makes it durable."""
         with self._mapped(name):
             obstore.put(self._store, name, iter(pieces), chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+    def _place(self, name: str) -> str:
+        """Return the path of an object on a local disk, with its folder made."""
+        assert self._folder is not None
+        path = os.path.join(self._folder, name)
+        folder = os.path.dirname(path)
+        with self._lock:
+            if folder not in self._made:
+                os.makedirs(folder, exist_ok=True)
+                self._made.add(folder)
+        return path
 
     def settle(self) -> None:
         """Make all durable that was put: a bucket has done so, a local disk is synced once for all."""
@@ -342,28 +359,33 @@ def _opened(where: str, folder: str | None) -> Any:
     )
 
 
-def _copy(path: str, target: str) -> None:
+def _copy(path: str, size: int, target: str) -> None:
     """Copy a file whole or not at all, in the kernel; the disk begins with each piece as the next is copied.
 
     Without that the sync at the end is most of the time. What a copy that was cut short leaves has a name that
     obstore's listings leave out.
     """
     draft = f"{target}#{int.from_bytes(os.urandom(7), 'big')}"
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open(path, "rb", buffering=0) as source, open(draft, "xb", buffering=0) as copy:
-            size, at = os.fstat(source.fileno()).st_size, 0
+        copy = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            at = 0
             while at < size:
-                count = os.sendfile(copy.fileno(), source.fileno(), at, min(COPY_BYTES, size - at))
+                count = os.sendfile(copy, source, at, min(COPY_BYTES, size - at))
                 if not count:
                     raise Unavailable(f"repository: {path} became shorter while it was copied")
-                _begin_writing(copy.fileno(), at, count)
+                _begin_writing(copy, at, count)
                 at += count
-        os.rename(draft, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(draft)
-        raise
+            os.rename(draft, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(draft)
+            raise
+        finally:
+            os.close(copy)
+    finally:
+        os.close(source)
 
 
 def _begin_writing(fd: int, at: int, size: int) -> None:

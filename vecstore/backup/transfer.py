@@ -22,22 +22,30 @@ __all__ = ["Progress", "Throttle", "check_file", "check_files", "download", "mak
 
 WORKERS = 2
 CHECK_BYTES = 1 << 20
+REST_SHARE = 3.0
+"""The slowest hundredth of searches is what waits for a core or for memory that is being copied: with three quarters
+of rest it is a search like others."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
 
 
 class Throttle:
-    """Lets so many bytes pass in a second, for all threads together. Thread-safe.
+    """Lets so many bytes pass in a second, for all threads together, and gives way to others. Thread-safe.
 
     Parameters
     ----------
     bytes_per_s
         0 lets all pass.
+    served
+        How many calls of others were served so far. While that number moves, whoever moves files rests
+        `REST_SHARE` times as long as it works.
     """
 
-    def __init__(self, bytes_per_s: float) -> None:
+    def __init__(self, bytes_per_s: float, served: Callable[[], int] = lambda: 0) -> None:
         self._rate = bytes_per_s
+        self._served = served
+        self._seen = served()
         self._lock = threading.Lock()
         self._free_s = 0.0
 
@@ -55,6 +63,13 @@ class Throttle:
             start_s = max(self._free_s, now_s)
             self._free_s = start_s + size / self._rate
         time.sleep(start_s - now_s)
+
+    def rest(self, worked_s: float) -> None:
+        """Rest after a piece of work, if others were served meanwhile."""
+        served = self._served()
+        if served != self._seen:
+            self._seen = served
+            time.sleep(REST_SHARE * worked_s)
 
 
 class _Meter:
@@ -99,14 +114,17 @@ def upload(
     meter = _Meter(sum(file.size for _, file in files), progress)
 
     def one(path: str, file: SnapshotFile) -> None:
+        start_s = time.monotonic()
         if throttle.is_open:
-            repository.put_file(file.object, path)
+            repository.put_file(file.object, path, file.size)
         else:
             repository.put(file.object, _metered(path, throttle))
         meter(file.size)
+        throttle.rest(time.monotonic() - start_s)
 
     if files:
-        _run(one, files)
+        # The kernel copies from disk to disk as fast with one thread, and leaves a core to those who search.
+        _run(one, files, 1 if repository.is_local else WORKERS)
         repository.settle()
 
 
@@ -183,9 +201,9 @@ def _pieces(path: str) -> Iterator[bytes]:
             yield piece
 
 
-def _run(one: Callable[..., None], work: Sequence[Sequence[object]]) -> None:
+def _run(one: Callable[..., None], work: Sequence[Sequence[object]], workers: int = WORKERS) -> None:
     """Do all work with a few threads; the first error ends what has not begun."""
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="vecstore-transfer", initializer=yield_to_others) as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="vecstore-transfer", initializer=yield_to_others) as pool:
         waiting = [pool.submit(one, *arguments) for arguments in work]
         try:
             for done in as_completed(waiting):

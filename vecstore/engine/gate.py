@@ -20,16 +20,23 @@ class Gate:
     ----------
     places
         How many.
+
+    Attributes
+    ----------
+    entered
+        How many have come so far: who works beside searches sees by it that there are any.
     """
 
     def __init__(self, places: int) -> None:
         self._lock = threading.Lock()
         self._free = places
+        self.entered = 0
         self._line: deque[threading.Lock] = deque()
 
     def enter(self, timeout_s: float | None) -> bool:
         """Wait for a place; False where there was none in time."""
         with self._lock:
+            self.entered += 1
             if self._free:
                 self._free -= 1
                 return True

@@ -54,7 +54,7 @@ def take_snapshot(engine: Engine, where: str, progress: Progress | None = None) 
         try:
             source = _stand_still(engine, folder)
             checks = _checks.setdefault(engine, {})
-            throttle = Throttle(engine.config.upload_bytes_per_s_max)
+            throttle = Throttle(engine.config.upload_bytes_per_s_max, lambda: engine.gate.entered)
             manifest = write_snapshot(repository, source, checks, throttle, progress)
             engine.metrics.snapshot_bytes.inc(manifest.bytes_new)
         finally:
