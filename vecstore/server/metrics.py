@@ -10,29 +10,23 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .. import __version__
 from .admission import LaneLoad
+from .family import Family, Samples, counter, gauge
+from .region_metrics import REGION_FAMILIES, of_drills, of_replication
 
 __all__ = ["FAMILIES", "Family", "ServerMetrics"]
 
 _BOUNDS_S = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _STATUS_AGE_S_MAX = 1.0
-
-
-class Family(NamedTuple):
-    """One metric: its kind, what it means, its labels."""
-
-    kind: str
-    doc: str
-    labels: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -89,6 +83,8 @@ FAMILIES: dict[str, Family] = {
     "vecstore_certificate_expiry_seconds": Family(
         "gauge", "When the server's certificate ends, in seconds since the Unix epoch; absent without TLS."
     ),
+    # -- other stores
+    **REGION_FAMILIES,
 }
 
 
@@ -125,6 +121,9 @@ class ServerMetrics:
         self._recall: Callable[[], Mapping[str, Mapping[str, float]]] = dict
         self._load: Callable[[], Mapping[str, LaneLoad]] = dict
         self._expiry_s: Callable[[], float | None] = lambda: None
+        self._replication: Callable[[], Mapping[str, Any] | None] = lambda: None
+        self._retained_bytes_max = 0
+        self._drills: Callable[[], Sequence[Mapping[str, Any]]] = tuple
         self._ready_s = 0.0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Exported(self))
@@ -163,6 +162,14 @@ class ServerMetrics:
         """Export when the certificate ends."""
         self._expiry_s = expiry_s
 
+    def watch_replication(self, described: Callable[[], Mapping[str, Any] | None], retained_bytes_max: int) -> None:
+        """Export what the store says of its replication, and how much log a slot may hold back."""
+        self._replication, self._retained_bytes_max = described, retained_bytes_max
+
+    def watch_drills(self, history: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Export what drills found."""
+        self._drills = history
+
     def ready(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Export a store's status from now on: the server takes calls."""
         self._status = status
@@ -193,6 +200,8 @@ class ServerMetrics:
         yield from _of_store(status)
         yield from _of_engine(status.get("metrics", {}), status.get("filter_cache", {}))
         yield from _of_collections(status["collections"], self._recall())
+        yield from of_replication(self._replication(), self._retained_bytes_max)
+        yield from of_drills(self._drills())
 
     def _store_status(self) -> Mapping[str, Any] | None:
         ask = self._status
@@ -235,21 +244,12 @@ class _Exported(Collector):
         return self._metrics.families()
 
 
-Samples = Iterable[tuple[tuple[str, ...], float]]
-
-
 def _gauge(name: str, samples: Samples) -> Metric:
-    family = GaugeMetricFamily(name, FAMILIES[name].doc, labels=FAMILIES[name].labels)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
+    return gauge(FAMILIES, name, samples)
 
 
 def _counter(name: str, samples: Samples) -> Metric:
-    family = CounterMetricFamily(name.removesuffix("_total"), FAMILIES[name].doc, labels=FAMILIES[name].labels)
-    for labels, value in samples:
-        family.add_metric(labels, value)
-    return family
+    return counter(FAMILIES, name, samples)
 
 
 def _cumulated(counts: list[int]) -> list[tuple[str, float]]:
