@@ -20,17 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import msgspec
-
 from ..clock import CommitClock, SystemClock
 from ..config import MIB
 from ..errors import AlreadyExists, Damaged, Locked
-from ..record import Kind, Mark, Record, chain_seed, lineage_chain, log_key, next_chain
+from ..record import Kind, Mark, Record, chain_seed, next_chain
 from ..storage import catalog
 from ..storage.base import Family
 from ..storage.catalog import Epoch, Tip
 from ..storage.directory import RESTORING_FILE, complete, is_store
 from ..storage.fold import Fold
+from ..storage.lineage import rebase
 from ..storage.proof import prove
 from ..storage.rocks import RocksStore, open_store
 from ..storage.witness import Witness, WitnessMark
@@ -214,7 +213,8 @@ class _Fold:
         base = self._plan.base
         if base is not None:
             self._check_base(base)
-        self._rebase(base)
+        checkpoint = base.checkpoint if base is not None else None
+        rebase(self._store, self._secret, checkpoint, in_place=self._in_place)
         fold = Fold(self._store, self._secret[:16])
         start, bytes_read = fold.tip.lsn, 0
         for step, found, size in self._fetched():
@@ -261,37 +261,6 @@ class _Fold:
             raise Damaged(f"repository: the files of snapshot {base.id} are of another lineage")
         if tip is None or (tip.lsn, tip.chain.hex()) != (base.lsn, base.chain):
             raise Damaged(f"repository: the files of snapshot {base.id} are not those of LSN {base.lsn}")
-
-    def _rebase(self, base: Manifest | None) -> None:
-        """Cut the log at the snapshot, keep its one checkpoint, and seed the chain anew for a new lineage."""
-        store, meta = self._store, Family.META
-        batch: list[tuple[Family, bytes, bytes | None]] = [(meta, catalog.LINEAGE, self._secret)]
-        gone = [catalog.CHECKPOINT, catalog.SLOT] + ([] if self._in_place else [catalog.CHAIN])
-        for prefix in gone:
-            batch += [(meta, key, None) for key, _ in store.scan(meta, prefix, prefix[:-1] + b"0")]
-        if base is not None:
-            (applied,) = store.get(meta, [catalog.APPLIED])
-            assert applied is not None
-            tip = Tip.decode(applied)
-            if not self._in_place:
-                chain = lineage_chain(self._secret[:16], bytes.fromhex(base.lineage), tip.lsn, tip.chain)
-                tip = Tip(tip.lsn, tip.epoch, chain, tip.commit_time_us, tip.log_bytes)
-            name, size, check = base.checkpoint
-            entry = {
-                "lsn": tip.lsn,
-                "chain": tip.chain.hex(),
-                "log_bytes": tip.log_bytes,
-                "file": name,
-                "size": size,
-                "check": check,
-            }
-            batch.append((meta, catalog.APPLIED, tip.encode()))
-            batch.append((meta, catalog.numbered(catalog.CHECKPOINT, tip.lsn), msgspec.json.encode(entry)))
-        store.write(batch)
-        if base is not None:
-            store.delete_range(Family.LOG, log_key(0), log_key(base.lsn + 1))
-            store.flush()
-            store.compact(Family.LOG)
 
     def _fetched(self) -> Iterator[tuple[Step, list[Record], int]]:
         """Yield the plan's ranges, the next ones on their way meanwhile."""

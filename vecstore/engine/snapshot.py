@@ -28,7 +28,7 @@ from .checkpoint import Entry
 from .engine import STAGING, Engine
 from .view import View
 
-__all__ = ["take_snapshot"]
+__all__ = ["stand_still", "take_snapshot"]
 
 _lock = threading.Lock()
 _checks: weakref.WeakKeyDictionary[Engine, Checks] = weakref.WeakKeyDictionary()
@@ -52,7 +52,7 @@ def take_snapshot(engine: Engine, where: str, progress: Progress | None = None) 
         folder = os.path.join(staging, uuid.uuid4().hex)
         os.makedirs(os.path.join(folder, "index"))
         try:
-            source = _stand_still(engine, folder)
+            source = stand_still(engine, folder)
             checks = _checks.setdefault(engine, {})
             throttle = Throttle(engine.config.upload_bytes_per_s_max, lambda: engine.gate.entered)
             manifest = write_snapshot(repository, source, checks, throttle, progress)
@@ -62,7 +62,8 @@ def take_snapshot(engine: Engine, where: str, progress: Progress | None = None) 
     return Snapshot(manifest.id, manifest.lsn, time_of(manifest.commit_time_us), manifest.bytes_new)
 
 
-def _stand_still(engine: Engine, folder: str) -> Source:
+def stand_still(engine: Engine, folder: str) -> Source:
+    """Link the files of a store at one LSN, all of it durable, into a folder that has an empty ``index/``."""
     checkpointer = engine.checkpointer
     assert checkpointer is not None
     if checkpointer.is_due:
