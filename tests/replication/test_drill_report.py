@@ -110,6 +110,7 @@ def test_damage_and_missing_answers_fail() -> None:
     """Bytes of the clone that are not what was written, and queries without an answer."""
     assert judge(plan(), rehearsal(damaged=("docs: 5",))).problems == ("damaged: docs: 5",)
     assert not judge(plan(), rehearsal(answers=())).passed
+    assert judge(plan(), rehearsal(answers=(), problem="start: no")).problems == ("start: no",)
 
 
 def test_equal_scores_may_come_in_any_order() -> None:
@@ -124,9 +125,9 @@ def test_equal_scores_may_come_in_any_order() -> None:
 def test_queries_are_read_line_by_line() -> None:
     """Empty lines do not count; a line that is wrong is named."""
     text = (
-        '{"collection": "docs", "vector": [1, 2.5]}\n\n{"collection": "d", "vector": [0], "k": 3, "filter": "a = 1"}\n'
+        '{"collection": "docs", "vector": [1, 2.5]}\n\n{"collection": "d", "vector": [0], "k": 3, "filter": {"a": 1}}\n'
     )
-    assert read_queries(text) == (Query("docs", (1.0, 2.5)), Query("d", (0.0,), 3, "a = 1"))
+    assert read_queries(text) == (Query("docs", (1.0, 2.5)), Query("d", (0.0,), 3, {"a": 1}))
     for wrong in ('{"collection": "docs"}', "nothing", '{"collection": "d", "vector": [1], "j": 2}'):
         with pytest.raises(InvalidArgument, match="line 2"):
             read_queries(f"{text.splitlines()[0]}\n{wrong}")

@@ -7,11 +7,12 @@ other. A clone shows nobody a claim that they could believe: it holds another li
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..backup.snapshot import Source
 from ..config import MIB
+from ..storage.catalog import Epoch
 from ..storage.directory import RESTORING_FILE, complete
 from ..storage.lineage import rebase
 from ..storage.rocks import open_store
@@ -21,8 +22,8 @@ from .snapshot import stand_still
 
 __all__ = ["Clone", "take_clone"]
 
-Replication = Callable[[bytes, bytes], bytes | None]
-"""Makes what the clone is in the replication, of its lineage and its secret."""
+Replication = Callable[[bytes, bytes, Sequence[Epoch]], bytes | None]
+"""Makes what the clone is in the replication, of its lineage, its secret and its epochs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def take_clone(engine: Engine, path: str, replication: Replication | None = None
     lineage, secret = os.urandom(16), os.urandom(32)
     store = open_store(os.path.join(path, "rocks"), write_buffer_bytes=MIB, wal_bytes_max=64 * MIB, strict=True)
     try:
-        role = replication(lineage, secret) if replication is not None else None
+        role = replication(lineage, secret, source.epochs) if replication is not None else None
         tip = rebase(store, lineage + secret, source.checkpoint, replication=role)
         store.sync()
     finally:
