@@ -21,6 +21,7 @@ from vecstore.replication.log import Place
 from vecstore.storage.catalog import Epoch
 
 MARK_EVERY = 8
+FIRST_NAME = 63 << 26
 MODULUS = 1 << 128
 
 
@@ -37,6 +38,13 @@ def change_of(body: bytes) -> tuple[int, int | None]:
     return id, value
 
 
+def kind_of(value: int | None) -> Kind:
+    """Return the kind of record that a client's write becomes: now and then a name."""
+    if value is None:
+        return Kind.DELETE
+    return Kind.RENAME if value >= FIRST_NAME else Kind.UPSERT
+
+
 @lru_cache(10_000)
 def epoch_of(body: bytes) -> Epoch:
     """Return the epoch of an epoch record."""
@@ -45,30 +53,47 @@ def epoch_of(body: bytes) -> Epoch:
 
 @dataclass
 class State:
-    """The fold: points with the LSN that wrote each, request ids, and the digest."""
+    """The fold: points with the LSN that wrote each, names, which no setting of points undoes, request ids, digest."""
 
     points: dict[int, tuple[int, int]] = field(default_factory=dict)
+    names: dict[int, int] = field(default_factory=dict)
     requests: dict[bytes, int] = field(default_factory=dict)
     digest: int = 0
 
     def copy(self) -> State:
         """Return a copy."""
-        return State(dict(self.points), dict(self.requests), self.digest)
+        return State(dict(self.points), dict(self.names), dict(self.requests), self.digest)
 
     def put(self, id: int, value: int | None, lsn: int) -> None:
         """Set a point, or remove it."""
-        old = self.points.pop(id, None)
-        if old is not None:
-            self.digest = (self.digest - point_hash(id, old[0])) % MODULUS
+        self.digest = self.digest_with(Kind.UPSERT, id, value)
+        self.points.pop(id, None)
         if value is not None:
             self.points[id] = (value, lsn)
-            self.digest = (self.digest + point_hash(id, value)) % MODULUS
+
+    def name(self, id: int, value: int) -> None:
+        """Give something a name."""
+        self.digest = self.digest_with(Kind.RENAME, id, value)
+        self.names[id] = value
+
+    def digest_with(self, kind: Kind, id: int, value: int | None) -> int:
+        """Return the digest that a change would make."""
+        digest = self.digest
+        if kind is Kind.RENAME:
+            assert value is not None
+            digest -= point_hash(-1 - id, self.names[id]) if id in self.names else 0
+            return (digest + point_hash(-1 - id, value)) % MODULUS
+        old = self.points.get(id)
+        digest -= point_hash(id, old[0]) if old is not None else 0
+        return (digest + (point_hash(id, value) if value is not None else 0)) % MODULUS
 
     def apply(self, record: Record) -> None:
         """Apply a record; twice is harmless."""
         header = record.header
         if header.kind in (Kind.UPSERT, Kind.DELETE):
             self.put(*change_of(record.body), header.lsn)
+        if header.kind == Kind.RENAME:
+            self.name(*change_of(record.body))  # type: ignore[arg-type]
         if header.request_id != NO_REQUEST:
             self.requests[header.request_id] = header.lsn
 
@@ -141,11 +166,8 @@ class SimLog:
     def make(self, kind: Kind, body: bytes, request_id: bytes, times_us: tuple[int, int], epoch: int) -> Record:
         """Make the next record, with its digest."""
         after = self.state.digest
-        if kind in (Kind.UPSERT, Kind.DELETE):
-            id, value = change_of(body)
-            old = self.state.points.get(id)
-            after -= point_hash(id, old[0]) if old is not None else 0
-            after = (after + (point_hash(id, value) if value is not None else 0)) % MODULUS
+        if kind in (Kind.UPSERT, Kind.DELETE, Kind.RENAME):
+            after = self.state.digest_with(kind, *change_of(body))
         header = Header(self.tip.lsn + 1, kind, epoch, request_id, *times_us, 1, 1, 0, len(body))
         chain = next_chain(self.tip.chain, header.encode(), (body,))
         return Record(header, (body,), Mark(chain, after, len(self.state.points)))

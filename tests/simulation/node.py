@@ -34,7 +34,7 @@ from vecstore.replication.messages import (
 )
 from vecstore.replication.state import Member
 
-from .disk import Disk, SimLog, change_of
+from .disk import Disk, SimLog, change_of, kind_of
 
 if TYPE_CHECKING:
     from .world import World
@@ -366,7 +366,7 @@ class Node:
             exports.incomplete.append((action.fork_lsn, log.tip.lsn, newer))
         ids = {change_of(record.body)[0] for record in left if record.header.kind in (Kind.UPSERT, Kind.DELETE)}
         self.world.note("exported", self.store_id, action.fork_lsn, len(left))
-        self.report(Exported(tuple(sorted(ids))))
+        self.report(Exported(tuple(sorted(ids)), any(record.header.kind == Kind.RENAME for record in left)))
 
     def _reset(self, action: do.Reset) -> None:
         self.report_later(self.world.slow_s() / 4, self._was_reset, action)
@@ -389,7 +389,9 @@ class Node:
 
     def _verify(self, action: do.Verify) -> None:
         marks = [record.mark.digest for record in self.log.records[-1:]]
-        self.report_later(0.05, self.report, Verified(not marks or marks[0] == self.log.state.digest))
+        is_equal = not marks or marks[0] == self.log.state.digest
+        self.world.checks.verified(self, is_equal)
+        self.report_later(0.05, self.report, Verified(is_equal))
 
     def _reply(self, action: do.Reply) -> None:
         self.replies.append(action)
@@ -414,7 +416,7 @@ class Node:
             self._wait(Pending(write, attempt, known))
         else:
             body = msgspec.msgpack.encode((write.id, write.value))
-            kind = Kind.DELETE if write.value is None else Kind.UPSERT
+            kind = kind_of(write.value)
             record = self._write(kind, body, write.request_id, log.epochs[-1].number)
             self.pending.append(Pending(write, attempt, record.lsn))
             self.sync_later()

@@ -13,7 +13,7 @@ from vecstore.replication import epochs, feed, state
 from vecstore.replication.epochs import Claim, ForkSearch, Relation, Standing
 from vecstore.replication.feed import Feed
 from vecstore.replication.log import Log, Place
-from vecstore.replication.messages import Ack, Frame, Message, Report
+from vecstore.replication.messages import Ack, Exported, Frame, Message, Report, Verified
 from vecstore.replication.part import Desk
 from vecstore.replication.primary import Primary
 from vecstore.replication.rejoin import Rejoining
@@ -212,6 +212,20 @@ def _search_trusts_limit(self: ForkSearch) -> tuple[int, ...]:
     return ()
 
 
+def _verified_keeps(self: Standby, message: Verified) -> None:
+    if message.is_equal:
+        _verified(self, message)
+    else:
+        self.desk.alarm("after the rejoin the digest is another one")
+
+
+def _step_points_alone(self: Rejoining, sender: str, message: Message | Report) -> None:
+    _step(self, sender, Exported(message.ids) if isinstance(message, Exported) else message)
+
+
+_verified = Standby._verified
+_step = Rejoining.step
+
 _TRUE: Callable[..., bool] = lambda *_: True  # noqa: E731
 _FALSE: Callable[..., bool] = lambda *_: False  # noqa: E731
 
@@ -252,6 +266,17 @@ BUGS = (
         "goes on after any refusal of a handover",
         ((Standby, "_is_durable", _TRUE), (Desk, "persist", _refusal_unwritten)),
         seed=15,
+    ),
+    Bug(
+        "a digest that differs after a rejoin stays so",
+        ((Standby, "_verified", _verified_keeps),),
+        favoured=("put back beneath", "rejoin", "failover"),
+        seed=625,
+    ),
+    Bug(
+        "sets points where a name was left behind too",
+        ((Rejoining, "step", _step_points_alone),),
+        favoured=("isolate", "failover", "rejoin"),
     ),
     Bug("reads while a rejoin is under way", ((Member, "serves_reads", property(_TRUE)),), seed=113),
     Bug("a token is compared by its LSN", ((node, "holds", _holds_by_lsn),)),

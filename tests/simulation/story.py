@@ -195,6 +195,22 @@ class Story:
             self.world.put_back(node, image)
             self.world.restart_later(node)
 
+    def _put_back_beneath(self) -> None:
+        """A primary's disk goes back to what it is now, once a store that rejoins has read more from it."""
+        primary = self.world.primary()
+        if primary is not None:
+            self._lurk(primary, primary.disk.image(), self.world.now_s + 15.0)
+
+    def _lurk(self, primary: Node, image: Any, end_s: float) -> None:
+        states = [node.disk.written.rejoin for node in self.world.own() if node is not primary]
+        has_read = any(state is not None and state.target_lsn > image[0].tip.lsn for state in states)
+        if has_read and primary.is_up and self.world.seen["put back"] < 2:
+            primary.crash()
+            self.world.put_back(primary, image)
+            self.world.restart_later(primary)
+        elif self.world.now_s < min(end_s, self.duration_s):
+            self.world.later(0.1, self._lurk, primary, image, end_s)
+
     def _jump(self) -> None:
         self._any().clock.offset_us = self.rng.choice((0, -3_600_000_000, 2_400_000_000_000_000))
 
@@ -342,6 +358,7 @@ _STRIKES: dict[str, Callable[[Story], None]] = {
     "rejoin": Story._rejoin,
     "abort": Story._abort,
     "put back": Story._put_back,
+    "put back beneath": Story._put_back_beneath,
     "clock": Story._jump,
     "cut log": Story._cut_log,
     "drop slot": Story._drop_slot,
@@ -368,4 +385,4 @@ _FAULTS = (
     "copy",
     "stranger",
 )
-assert set(_FAULTS) == set(_STRIKES)
+assert set(_STRIKES) - set(_FAULTS) == {"put back beneath"}  # which is for the stories that favour it

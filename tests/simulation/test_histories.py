@@ -14,7 +14,7 @@ from vecstore.replication.epochs import Claim, Identity, Standing
 from vecstore.replication.messages import AbortRejoin, Adopt, Answer, Call, Promote, Rejoin, Switchover
 from vecstore.storage.catalog import Epoch
 
-from .disk import SimLog
+from .disk import FIRST_NAME, SimLog
 from .scene import Scene
 from .world import LINEAGE, SECRET
 
@@ -137,6 +137,48 @@ def test_02_a_disk_put_back(golden: list[Scene]) -> None:
     scene.tell("b", Promote(1))
     scene.until("b", "open")
     assert scene.read("b", token) is True
+
+
+def test_02_more_than_points(golden: list[Scene]) -> None:
+    """Where what was left behind is about more than points, setting points would not undo it: a snapshot does."""
+    scene = begin(golden)
+    scene.cut("a", "b")
+    scene.put("a", 0, FIRST_NAME)
+    part(scene)
+    scene["a"].start()
+    scene.run(3.0)
+    scene.tell("a", Rejoin("b"))
+    scene.until("a", "following")
+    scene.settle()
+    assert "installed" in scene.seen
+    assert "reset" not in scene.seen
+    assert scene["a"].log.state.names == {}
+    assert scene.exported("a") == {7: (0, 100), 8: (1, 101), 9: (2, 102)}
+
+
+def test_02_a_disk_put_back_under_a_rejoin(golden: list[Scene]) -> None:
+    """Points that were read from a disk that went back since are of no history: the digest tells, a snapshot heals."""
+    scene = begin(golden)
+    part(scene)
+    image = scene["b"].disk.image()
+    scene.put("b", 0, 70)
+    scene["a"].start()
+    scene.run(3.0)
+    scene.tell("a", Rejoin("b"))
+    assert scene.run(20.0, lambda: "reset" in scene.seen)
+    assert scene.value("a", 0) == 70
+    scene.cut("a", "b")
+    scene.kill("b")
+    scene.put_back(scene["b"], image)
+    scene["b"].start()
+    scene.until("b", "open")
+    for _ in range(3):
+        scene.put("b", 1, 71)
+    scene.heal()
+    assert scene.run(30.0, lambda: scene["a"].disk.synced.rejoin is None), scene.history()
+    scene.settle()
+    assert any("everything is taken from a snapshot" in text for _, text in scene.alarms)
+    assert [scene.value("a", id) for id in range(2)] == [0, 71]
 
 
 def test_03_back_as_primary(golden: list[Scene]) -> None:

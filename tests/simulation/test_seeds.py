@@ -14,7 +14,7 @@ from .story import Story
 
 FAMILIES = {
     "the stalled attempt": ("pause", "failover"),
-    "a standby again, or put back": ("failover", "cut log", "rejoin", "put back"),
+    "a standby again, or put back": ("failover", "cut log", "rejoin", "put back", "put back beneath"),
     "back as primary": ("failover", "long crash", "cut"),
     "a stranger": ("stranger",),
     "a copy": ("copy", "failover"),

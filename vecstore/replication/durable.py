@@ -52,7 +52,11 @@ class RejoinState(msgspec.Struct, frozen=True):
     is_complete
         Whether the log still held everything that was left behind.
     needs_snapshot
-        Points were read from a primary at an LSN that is not in the history any more: only a snapshot can be trusted.
+        Setting points would not make the two equal, so that only a snapshot can be trusted: points were read at an LSN
+        that is not in the history any more, or the digest was another one in the end, or what was left behind was about
+        more than points.
+    verifies
+        How often the digest was another one in the end.
     was, reason
         What the store was, and why, for an abort.
     """
@@ -64,6 +68,7 @@ class RejoinState(msgspec.Struct, frozen=True):
     lowest_lsn: int = 0
     is_complete: bool = True
     needs_snapshot: bool = False
+    verifies: int = 0
     was: Role = "fenced"
     reason: str = ""
 
@@ -127,7 +132,7 @@ class Timing(msgspec.Struct, frozen=True):
     frame_bytes_max
         Bytes of records in one frame.
     bootstraps_max
-        Bootstraps in a row that may come to nothing.
+        Bootstraps in a row that may come to nothing; so many digests that are another one after a rejoin.
     """
 
     start_alone_after_s: float = 60.0

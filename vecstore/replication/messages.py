@@ -305,9 +305,16 @@ class Checkpointed(_Value, frozen=True):
 
 
 class Exported(_Value, frozen=True):
-    """What was left behind is exported, durably; these ids were touched by it."""
+    """What was left behind is exported, durably; these ids were touched by it.
+
+    Attributes
+    ----------
+    needs_snapshot
+        Some of it was about more than points (collections, their fields, names): setting points does not undo it.
+    """
 
     ids: tuple[Any, ...]
+    needs_snapshot: bool = False
 
 
 class Returned(_Value, frozen=True):

@@ -63,6 +63,10 @@ class Desk:
         self.part = part
         part.start()
 
+    def play_role(self) -> None:
+        """Play the part that the durable state names; the member knows which that is."""
+        raise NotImplementedError
+
     @property
     def me(self) -> str:
         """This store's id."""

@@ -142,14 +142,16 @@ class Rejoining(Part):
                 self._export()
             case Exported() if self.waiting == "export":
                 self.ids = message.ids
-                self.desk.persist(rejoin=self._state.at("reset"))
+                needs_snapshot = self._state.needs_snapshot or message.needs_snapshot
+                self.desk.persist(rejoin=self._state.at("reset", needs_snapshot=needs_snapshot))
                 self.waiting = "reset"
                 self._ask()
             case Points() if is_primary and self.waiting == "reset" and self._is_promised(message.claim):
                 self._reset(message)
             case Snapshot() if is_primary and self.waiting == "reset" and self._is_promised(message.claim):
                 if message.place.lsn < self._state.fork_lsn:
-                    return  # it went back since: the fork is no longer in it
+                    self._seek()  # it went back since: the fork is no longer in it
+                    return
                 self.desk.persist(rejoin=self._state.at("reset", target_lsn=message.place.lsn))
                 self.desk.act(Install(message))
             case Refusal() if is_primary and self.waiting == "reset" and message.why == "too old":
@@ -218,6 +220,7 @@ class Rejoining(Part):
         log, state = self.desk.log, self._state
         if fork_lsn == log.tip.lsn:
             if state.needs_snapshot:
+                self.desk.persist(rejoin=state.at("reset", fork_lsn=fork_lsn))
                 self.waiting = "reset"
                 self._ask()
                 return

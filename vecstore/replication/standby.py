@@ -317,13 +317,19 @@ class Standby(Part):
         self.desk.act(Verify())
 
     def _verified(self, message: Verified) -> None:
-        if self.desk.durable.rejoin is None:
+        rejoin = self.desk.durable.rejoin
+        if rejoin is None:
             return
         if message.is_equal:
             self.desk.persist(rejoin=None)
             self.desk.act(Discard())
+        elif rejoin.verifies + 1 < self.desk.timing.bootstraps_max:
+            self.desk.alarm("after the rejoin the digest is another one: everything is taken from a snapshot")
+            again = rejoin.at("reset", needs_snapshot=True, verifies=rejoin.verifies + 1)
+            self.desk.persist(rejoin=again)
+            self.desk.play_role()
         else:
-            self.desk.alarm("after the rejoin the digest is another one: abort it, or begin from a snapshot")
+            self.desk.alarm("after the rejoin the digest is another one, again: abort it, and look at both disks")
 
 
 def _joined(mine: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:

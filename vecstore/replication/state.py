@@ -79,7 +79,9 @@ class Member(Desk):
 
     @property
     def holds_log(self) -> bool:
-        """Whether no record of the log may be cut: what a rejoin will export is still in it."""
+        """Whether no record of the log may be cut: what a rejoin, or its abort, will export is still in it."""
+        if self.status == "aborting":
+            return True
         return self.durable.rejoin is not None and self.durable.rejoin.phase not in ("follow", "verify")
 
     # -- driving -----------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class Member(Desk):
         """Begin, after an open."""
         self._begin(now_s)
         if not self.is_copied:
-            self._play_role()
+            self.play_role()
         return self.actions
 
     def step(self, sender: str, message: Message | Report, now_s: float) -> list[Action]:
@@ -134,7 +136,7 @@ class Member(Desk):
                 if self.durable.rejoin is None:
                     self.reply(False, "no rejoin is under way")
                 else:
-                    self.play(Aborting(self, self._play_role))
+                    self.play(Aborting(self, self.play_role))
             case _:
                 self.part.command(command)
         return self.actions
@@ -150,7 +152,8 @@ class Member(Desk):
         self.now_s = max(self.now_s, now_s)
         self.actions = []
 
-    def _play_role(self) -> None:
+    def play_role(self) -> None:
+        """Play the part that the durable state names."""
         durable = self.durable
         if durable.rejoin is not None and durable.rejoin.phase not in ("follow", "verify"):
             self.play(Rejoining(self))
@@ -262,7 +265,7 @@ class Member(Desk):
         if self.durable.role == "primary":
             Promotion.seize(self)
         else:
-            self._play_role()
+            self.play_role()
             self.reply(True, "adopted")
 
 
