@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -115,6 +115,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         is cut all the same.
     upload_bytes_per_s_max
         Snapshots upload no faster; 0 means as fast as they can.
+    device_backend
+        "cuda" searches on GPUs, where there are any and the store is opened with device="auto" or "gpu". "host" has a
+        process on the CPU do what a GPU does, with device="gpu" alone: slower than the CPU, for tests and drills.
+    device_count
+        GPUs to use, the first ones; 0 means all that can be seen.
+    device_memory_bytes_max
+        Indexes take no more of a GPU's memory; 0 means nine tenths of what is free when its worker starts.
+    device_scratch_bytes
+        Memory of a GPU for searches under way, beside the indexes.
+    device_rows_min
+        Segments of fewer rows stay on the CPU, which is as fast for them.
     """
 
     memory_bytes_max: Annotated[int, Meta(ge=0)] = 0
@@ -139,6 +150,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     archive_interval_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
     slot_retained_bytes_max: Annotated[int, Meta(ge=MIB)] = 4 * GIB
     upload_bytes_per_s_max: Annotated[int, Meta(ge=0)] = 0
+    device_backend: Literal["cuda", "host"] = "cuda"
+    device_count: Annotated[int, Meta(ge=0, le=64)] = 0
+    device_memory_bytes_max: Annotated[int, Meta(ge=0)] = 0
+    device_scratch_bytes: Annotated[int, Meta(ge=16 * MIB)] = 512 * MIB
+    device_rows_min: Annotated[int, Meta(ge=1)] = 4 * EXTENT_ROWS
 
     @classmethod
     def load(cls, options: Mapping[str, Any] | None = None, environment: Mapping[str, str] = os.environ) -> Config:

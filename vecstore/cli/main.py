@@ -25,6 +25,7 @@ _COMMANDS = {
     "drop": ("data", "Drop a collection."),
     "status": ("operate", "Say what there is to know of a store."),
     "verify": ("operate", "Recompute chain and digests from the bytes; fails where something is damaged."),
+    "plan": ("plan", "Say what a collection takes: memory of the process and of GPUs."),
     "serve": ("serve", "Serve a store to clients over gRPC."),
     "config": ("config", "Print the configuration of a server: each value, its origin, what it means."),
     "token": ("token", "Make a token for a server's callers, and the entry for its file."),

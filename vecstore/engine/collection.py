@@ -48,7 +48,7 @@ from .points import in_order, in_shard, located, payloads_by_extent, point_at
 from .query import prepared_query
 from .resolve import check_id_kind
 from .rowmap import id_codes
-from .search import Found, search
+from .search import Answers, Found, search, sliced
 from .view import CollectionView, View
 
 if TYPE_CHECKING:
@@ -361,10 +361,14 @@ class EmbeddedCollection(Collection):
         keys = inputs.checked_keys(with_payload)
         condition = None if filter is None else parse(filter, definition.fields)
         query = prepared_query(vector, definition.dim, definition.metric)
+        answers = None
+        if engine.accelerator is not None:
+            shards, cache = collection.shards, engine.filters
+            answers = engine.accelerator.answers(shards, query, k + offset, condition, ask, cache, timeout)
         if not engine.gate.enter(timeout):
             raise DeadlineExceeded("the time given ran out before the search could start", hint="give it more time")
         try:
-            found = search(collection.shards, view.lsn, query, k + offset, condition, ask, engine.filters)
+            found = search(collection.shards, view.lsn, query, k + offset, condition, ask, engine.filters, answers)
         finally:
             engine.gate.leave()
         if offset:
@@ -409,22 +413,32 @@ class EmbeddedCollection(Collection):
     ) -> Found:
         """Search a batch in parts, one on each core; every part passes the gate on its own."""
         engine = self._engine
+        metric = collection.state.definition.metric
+        answers: Answers | None = None
+        if engine.accelerator is not None and len(vectors):
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            answers = engine.accelerator.answers(
+                collection.shards, cpu.prepare(metric, vectors), k, condition, ask, engine.filters, left_s
+            )
 
-        def part(some: npt.NDArray[np.float32]) -> Found:
+        def part(span: slice) -> Found:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if (left_s is not None and left_s <= 0) or not engine.gate.enter(left_s):
                 raise DeadlineExceeded("the time given ran out before the search was done", hint="give it more time")
             try:
-                queries = cpu.prepare(collection.state.definition.metric, some)
-                return search(collection.shards, lsn, queries, k, condition, ask, engine.filters)
+                queries = cpu.prepare(metric, vectors[span])
+                said = None if answers is None else sliced(answers, span)
+                return search(collection.shards, lsn, queries, k, condition, ask, engine.filters, said)
             finally:
                 engine.gate.leave()
 
         threads = engine.config.search_thread_count()
         if threads == 1 or len(vectors) < _BATCH_SPLIT_MIN:
-            return part(vectors)
-        parts = np.array_split(vectors, min(threads, len(vectors) // (_BATCH_SPLIT_MIN // 2)))
-        return joined(engine.crew.run([partial(part, some) for some in parts]), k)
+            return part(slice(0, len(vectors)))
+        count = min(threads, len(vectors) // (_BATCH_SPLIT_MIN // 2))
+        cuts = [len(vectors) * i // count for i in range(count + 1)]
+        spans = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+        return joined(engine.crew.run([partial(part, span) for span in spans]), k)
 
     def get(
         self,

@@ -33,6 +33,7 @@ from ..storage.catalog import APPLIED, Epoch
 from ..storage.directory import StoreDirectory
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
+from .accelerator import Accelerator
 from .archiver import Archiver
 from .builder import Builder
 from .calls import Call, Schema
@@ -63,7 +64,7 @@ class Engine:
     """
 
     def __init__(self, path: str, *, create: bool, read_only: bool, device: str, config: Config) -> None:
-        self.device = devices.resolve(device)
+        self.device = devices.resolve(device, config.device_backend)
         self.config = config
         self.read_only = read_only
         self.clock = SystemClock()
@@ -87,6 +88,10 @@ class Engine:
                 self.witness.close()
             raise
         self._assemble(recovered)
+        self.accelerator: Accelerator | None = None
+        if self.device == "gpu":
+            self.accelerator = Accelerator(self.state, self.directory.index, self.config)
+            self.accelerator.start()
 
     def _open_witness(self) -> WitnessMark | None:
         """Open the witness. A store that had one and has lost it cannot prove that its log is whole."""
@@ -329,6 +334,8 @@ class Engine:
     def _release(self) -> None:
         """Let go of files, threads and the lock."""
         self._closed = True
+        if self.accelerator is not None:
+            self.accelerator.close()
         self.crew.close()
         self.store.close()
         if self.witness is not None:

@@ -40,6 +40,7 @@ __all__ = [
     "Slot",
     "read_file",
     "remap",
+    "section_offsets",
     "settled",
     "sync_folder",
     "write_at",
@@ -334,6 +335,12 @@ def settled(folder: str, extent: Extent, entry: ExtentFile) -> Extent:
     with _opened(folder, extent) as (file, header):
         _attach(extent, header, memoryview(mmap.mmap(file, 0, mmap.MAP_SHARED, mmap.PROT_READ)))
     return extent
+
+
+def section_offsets(folder: str, extent: Extent) -> dict[str, int]:
+    """Return where each section of an extent's file begins."""
+    with _opened(folder, extent) as (_, header):
+        return {section: place.offset for section, place in header.sections.items()}
 
 
 @contextmanager

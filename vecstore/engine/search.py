@@ -26,7 +26,18 @@ from .filtering import FilterCache, growing_mask, live_selection
 from .segment import Segment, spans
 from .view import Growing, Sealed, ShardView
 
-__all__ = ["Found", "id_at", "ids_at", "payload_at", "scan_rows_max", "search", "vector_at"]
+__all__ = [
+    "Answers",
+    "Found",
+    "Part",
+    "id_at",
+    "ids_at",
+    "payload_at",
+    "scan_rows_max",
+    "search",
+    "sliced",
+    "vector_at",
+]
 
 Mask = npt.NDArray[np.bool_]
 SHARD_SHIFT = 40
@@ -60,6 +71,38 @@ class Found:
     exact: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a device says of one segment: candidates, to be scored here.
+
+    Attributes
+    ----------
+    rows
+        int64 (q, r), padded with -1: rows of the segment that live and match, in any order.
+    bounds
+        float32 (q,): no row that was left out has a better score; infinitely bad where none was.
+    exact
+        Whether it was asked for the nearest, not for some near ones: bounds tell whether it has them.
+    """
+
+    rows: RowNumbers
+    bounds: Floats
+    exact: bool
+
+    def of(self, queries: slice) -> Part:
+        """Return what is said of some of the queries."""
+        return Part(self.rows[queries], self.bounds[queries], self.exact)
+
+
+Answers = dict[int, dict[str, Part]]
+"""Parts by shard number and segment name."""
+
+
+def sliced(answers: Answers, queries: slice) -> Answers:
+    """Return what is said of some of the queries."""
+    return {shard: {name: part.of(queries) for name, part in parts.items()} for shard, parts in answers.items()}
+
+
 def search(
     shards: tuple[ShardView, ...],
     lsn: int,
@@ -68,12 +111,17 @@ def search(
     condition: Condition | None,
     ask: Ask,
     cache: FilterCache,
+    answers: Answers | None = None,
 ) -> Found:
-    """Find the k nearest of each prepared query (q, dim) in a view of a collection's shards."""
+    """Find the k nearest of each prepared query (q, dim) in a view of a collection's shards.
+
+    `answers` are what devices say of some of the segments, for the same view, queries, k, condition and ask.
+    """
     parts: list[tuple[Floats, RowNumbers]] = []
     exact = True
     for number, shard in enumerate(shards):
-        found, compared = _sealed(shard, queries, k, condition, ask, cache)
+        said = None if answers is None else answers.get(number)
+        found, compared = _sealed(shard, queries, k, condition, ask, cache, said)
         exact = exact and compared
         for scores, rows in found:
             parts.append((scores, rows if not number else rows + (number << SHARD_SHIFT)))
@@ -103,7 +151,13 @@ def scan_rows_max(dim: int, sealed: Sealed) -> int:
 
 
 def _sealed(
-    shard: ShardView, queries: Floats, k: int, condition: Condition | None, ask: Ask, cache: FilterCache
+    shard: ShardView,
+    queries: Floats,
+    k: int,
+    condition: Condition | None,
+    ask: Ask,
+    cache: FilterCache,
+    said: dict[str, Part] | None,
 ) -> tuple[list[tuple[Floats, RowNumbers]], bool]:
     """Ask the sealed segments; also return whether every row that matches was compared."""
     sealed = shard.sealed
@@ -116,24 +170,95 @@ def _sealed(
         if not match.count:
             return [], True
         if match.count <= scan_rows_max(shard.rows.dim, sealed):
-            return [_scanned(partial(cache.scan, shard, condition, match, queries), k, match.count)], True
+            scan = partial(cache.scan, shard, condition, match)
+            if said is not None and all(segment.name in said for segment in sealed.segments):
+                rows = np.concatenate([said[segment.name].rows for segment in sealed.segments], axis=1)
+                bounds = _nearest_bound(shard.rows.metric, [said[segment.name] for segment in sealed.segments])
+                return [_proven(shard, Part(rows, bounds, True), queries, k, match.count, scan)], True
+            return [_scanned(partial(scan, queries), k, match.count)], True
         selection = match.selection
         share = match.count / max(1, sealed.rows)
     elif any(sealed.dead):
         selection = live_selection(sealed)
         share = sealed.rows / sum(segment.rows for segment in sealed.segments)
     scanned = [s for s in sealed.segments if s.index is None or ask.exact]
-    parts = [
+    parts: list[tuple[Floats, RowNumbers]] = []
+    if said is not None:
+        for segment in scanned:
+            if segment.name in said:
+                scan = partial(_scan_segment, shard, segment, selection)
+                parts.append(_proven(shard, said[segment.name], queries, k, segment.rows, scan))
+        scanned = [segment for segment in scanned if segment.name not in said]
+    parts += [
         _scanned(partial(cpu.scan_span, shard.rows.vectors, queries, start, stop, selection=selection), k, stop - start)
         for segment in scanned
         for start, stop in spans(segment.extents)
     ]
     searched = [s for s in sealed.segments if s.index is not None and not ask.exact]
-    candidates = [_candidates(shard, segment, queries, k, ask, selection, share) for segment in searched]
+    candidates = [
+        said[segment.name].rows
+        if said is not None and segment.name in said
+        else _candidates(shard, segment, queries, k, ask, selection, share)
+        for segment in searched
+    ]
     if candidates:
         rows = candidates[0] if len(candidates) == 1 else np.concatenate(candidates, axis=1)
         parts.append((cpu.score(shard.rows.vectors, queries, rows), rows))
     return parts, not searched
+
+
+def _scan_segment(
+    shard: ShardView, segment: Segment, selection: cpu.BitmapSelection | None, queries: Floats, k: int
+) -> tuple[Floats, RowNumbers]:
+    """Compare all rows of a segment that a selection allows."""
+    vectors = shard.rows.vectors
+    parts = [
+        cpu.scan_span(vectors, queries, start, stop, min(k, stop - start), selection)
+        for start, stop in spans(segment.extents)
+    ]
+    scores, rows = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+    best, columns = cpu.nearest(vectors.metric, scores, k)
+    return best, np.take_along_axis(rows, columns, 1)
+
+
+def _nearest_bound(metric: Metric, parts: list[Part]) -> Floats:
+    bounds = np.array([part.bounds for part in parts])
+    nearest: Floats = bounds.min(axis=0) if metric == "l2" else bounds.max(axis=0)
+    return nearest
+
+
+def _proven(
+    shard: ShardView,
+    part: Part,
+    queries: Floats,
+    k: int,
+    rows: int,
+    scan: Callable[[Floats, int], tuple[Floats, RowNumbers]],
+) -> tuple[Floats, RowNumbers]:
+    """Score what a device says; queries whose k-th hit does not clear the bound are compared with all rows here.
+
+    A row that was left out is farther than the bound, so that whatever is nearer, ties of the k-th included, is here.
+    """
+    vectors = shard.rows.vectors
+    scores = cpu.score(vectors, queries, part.rows)
+    worst = np.float32(np.inf if vectors.metric == "l2" else -np.inf)
+    scores[part.rows < 0] = worst
+    column = min(k, scores.shape[1]) - 1
+    last = np.partition(scores if vectors.metric == "l2" else -scores, column, axis=1)[:, column]
+    if vectors.metric != "l2":
+        last = -last
+    clear = (last < part.bounds) if vectors.metric == "l2" else (last > part.bounds)
+    open_ = np.flatnonzero(~clear & (part.bounds != worst))
+    if not len(open_):
+        return scores, part.rows
+    best, found = _scanned(partial(scan, np.ascontiguousarray(queries[open_])), k, rows)
+    width = max(best.shape[1], scores.shape[1])
+    whole = np.full((len(queries), width), worst, np.float32)
+    places = np.full((len(queries), width), -1, np.int64)
+    whole[:, : scores.shape[1]], places[:, : scores.shape[1]] = scores, part.rows
+    whole[open_], places[open_] = worst, -1
+    whole[open_, : best.shape[1]], places[open_, : best.shape[1]] = best, found
+    return whole, places
 
 
 def _scanned(scan: Callable[[int], tuple[Floats, RowNumbers]], k: int, rows: int) -> tuple[Floats, RowNumbers]:

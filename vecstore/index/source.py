@@ -1,0 +1,134 @@
+"""The vectors of one segment as a worker reads them: the engine's own files, mapped.
+
+Rows are numbered twice: by row number, as in the shard, and by position, from 0 without gaps, as an index on a device
+does. The files are immutable and mapped at once, so that it does not matter when the engine removes them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..values import Metric
+from .base import Floats, Rows
+
+__all__ = ["File", "Source"]
+
+
+class File(msgspec.Struct, frozen=True, array_like=True):
+    """One extent's file.
+
+    Attributes
+    ----------
+    path
+        Of the file.
+    start, rows
+        Row numbers that it has: ``start`` to ``start + rows - 1``.
+    vectors_at, norms_at
+        Where its vectors and inverse norms begin; -1 where it has no norms.
+    """
+
+    path: str
+    start: int
+    rows: int
+    vectors_at: int
+    norms_at: int
+
+
+class Source:
+    """Vectors by position.
+
+    Parameters
+    ----------
+    metric, dim
+        Of the collection.
+    files
+        In the order in which rows get their positions.
+
+    Raises
+    ------
+    OSError
+        A file is gone, or cannot be mapped.
+    """
+
+    def __init__(self, metric: Metric, dim: int, files: Sequence[File]) -> None:
+        self.metric, self.dim = metric, dim
+        self._files = list(files)
+        self._vectors: list[Floats] = []
+        self._norms: list[Floats] = []
+        for file in files:
+            vectors, norms = _mapped(file, dim)
+            self._vectors.append(vectors)
+            if norms is not None:
+                self._norms.append(norms)
+        self._firsts = np.cumsum([0] + [file.rows for file in files])
+        self.rows = int(self._firsts[-1])
+
+    def blocks(self, rows_max: int) -> Iterator[Floats]:
+        """Iterate over all vectors as codes are taken of them: of unit length under cosine; float32 (n, dim)."""
+        for start in range(0, self.rows, rows_max):
+            yield self.gathered(np.arange(start, min(start + rows_max, self.rows)))
+
+    def gathered(self, positions: Rows) -> Floats:
+        """Return float32 (n, dim), the vectors at sorted or unsorted positions, of unit length under cosine."""
+        out = np.empty((len(positions), self.dim), np.float32)
+        file = np.searchsorted(self._firsts, positions, side="right") - 1
+        order = np.argsort(file, kind="stable")
+        cuts = np.flatnonzero(np.diff(file[order])) + 1
+        for at in np.split(order, cuts):
+            if not len(at):
+                continue
+            i = int(file[at[0]])
+            local = positions[at] - self._firsts[i]
+            rows = self._vectors[i][local]
+            if self._norms:
+                rows *= self._norms[i][local, None]
+            out[at] = rows
+        return out
+
+    def extent(self, rows_max: int) -> Iterator[tuple[float, Floats]]:
+        """Iterate over blocks: the length of the longest row of each, and the largest component of each of its rows."""
+        for block in self.blocks(rows_max):
+            squares = np.einsum("ij,ij->i", block, block, dtype=np.float64)
+            yield float(np.sqrt(squares.max(initial=0))), np.abs(block).max(axis=1, initial=0)
+
+    def sample(self, count: int, seed: int) -> Floats:
+        """Return at most so many vectors without repetition, the same for the same seed."""
+        if count >= self.rows:
+            return self.gathered(np.arange(self.rows))
+        chosen = np.random.default_rng(seed).choice(self.rows, count, replace=False)
+        return self.gathered(np.sort(chosen).astype(np.int64))
+
+    def row_numbers(self, positions: Rows) -> Rows:
+        """Return the row numbers of positions (any shape); -1 stays."""
+        starts = np.array([file.start for file in self._files], np.int64) - self._firsts[:-1]
+        file = np.searchsorted(self._firsts, positions, side="right") - 1
+        numbers: Rows = positions + starts[np.clip(file, 0, len(starts) - 1)]
+        numbers[positions < 0] = -1
+        return numbers
+
+    def mask(self, bitmap: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return bool (rows,): which positions a bitmap by row number has; rows beyond its end it has not."""
+        out = np.zeros(self.rows, np.bool_)
+        for file, first in zip(self._files, self._firsts.tolist(), strict=False):
+            at = file.start >> 3
+            bits = np.unpackbits(bitmap[at : at + (file.rows + 7) // 8 + 1], bitorder="little")[file.start & 7 :]
+            bits = bits[: file.rows]
+            out[first : first + len(bits)] = bits
+        return out
+
+
+def _mapped(file: File, dim: int) -> tuple[Floats, Floats | None]:
+    descriptor = os.open(file.path, os.O_RDONLY)
+    try:
+        data: Any = mmap.mmap(descriptor, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    vectors = np.frombuffer(data, "<f4", file.rows * dim, file.vectors_at).reshape(file.rows, dim)
+    return vectors, None if file.norms_at < 0 else np.frombuffer(data, "<f4", file.rows, file.norms_at)
