@@ -16,12 +16,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-import grpc
-import msgspec
-
+from ..client.operator import Operator
 from ..errors import Unavailable
-from ..wire.status import error_from
-from ..wire.v1.replication_pb2 import CommandReply, CommandRequest
 from .auth import entry_text, new_secret
 from .caller import Grant
 
@@ -30,7 +26,6 @@ __all__ = ["CloneServer", "run_quietly"]
 PRIORITY = 10
 """Of a clone's processes: production's searches go before."""
 END_S_MAX = 30.0
-COMMAND = "/vecstore.v1.Replication/Command"
 COMMAND_S_MAX = 60.0
 _READY = re.compile(r"vecstore ready grpc=(\S+)")
 
@@ -86,7 +81,7 @@ class CloneServer:
             raise Unavailable(f"the clone did not start (exit code {code}): {self._last_words()}")
         self.address = found[1]
 
-    def command(self, name: str, options: dict[str, Any]) -> str:
+    def command(self, name: str, **options: Any) -> str:
         """Give it an operator's command; return what it says to it.
 
         Raises
@@ -94,20 +89,11 @@ class CloneServer:
         Unavailable
             It refused.
         """
-        request = CommandRequest(name=name, options=msgspec.json.encode(options))
-        with grpc.insecure_channel(self.address) as channel:
-            call = channel.unary_unary(
-                COMMAND,
-                request_serializer=CommandRequest.SerializeToString,
-                response_deserializer=CommandReply.FromString,
-            )
-            try:
-                reply = call(request, timeout=COMMAND_S_MAX, metadata=(("authorization", f"Bearer {self.token}"),))
-            except grpc.RpcError as exc:
-                raise error_from(exc) from exc
-        if not reply.done:
-            raise Unavailable(f"{name}: {reply.text}")
-        return str(reply.text)
+        with Operator(self.address, token=self.token) as operator:
+            verdict = operator.command(name, COMMAND_S_MAX, **options)
+        if not verdict.done:
+            raise Unavailable(f"{name}: {verdict.text}")
+        return verdict.text
 
     def end(self) -> None:
         """End it, whatever state it is in."""

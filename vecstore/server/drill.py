@@ -233,7 +233,7 @@ class _Understudy:
     def _take_over(self, database: Database, server: CloneServer, plan: Plan) -> None:
         write = _harmless_write(database)
         with self.steps.timed("promote"):
-            server.command("promote", {"replaces": self.clone.source.epoch})
+            server.command("promote", replaces=self.clone.source.epoch)
         with self.steps.timed("first query"):
             if plan.queries:
                 self.answers.append(_ask(database, plan.queries[0]))
