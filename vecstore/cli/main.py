@@ -33,6 +33,7 @@ _COMMANDS = {
     "snapshots": ("backup", "List the snapshots of a repository, and what can be restored."),
     "restore": ("backup", "Restore a store, or one collection, to an LSN or a time."),
     "prune": ("backup", "Remove snapshots and archived log that are not to be kept."),
+    "drill": ("drill", "Rehearse a failover on a clone of a standby: RPO, RTO, the same answers."),
     "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
 }
 

@@ -7,18 +7,23 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ..api import Database
 from ..errors import EngineMissing, InvalidArgument, Locked, NotFound
 
+if TYPE_CHECKING:
+    from ..client.operator import Operator
+
 __all__ = [
+    "has_credentials",
     "is_server",
     "missing",
     "open_for_reading",
     "open_for_writing",
+    "operating",
     "reaching",
     "state_folder",
     "store_directory",
@@ -98,6 +103,28 @@ def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
     store = _open(where, create=False, read_only=True)
     say(f"process {holder} has {where}: reading its last state" if holder else f"reading the last state of {where}")
     return store
+
+
+def operating(where: str) -> Operator:
+    """Return a connection to the one server that WHERE names, for commands to it.
+
+    Raises
+    ------
+    InvalidArgument
+        WHERE is no address of one server.
+    """
+    if not is_server(where) or "," in where:
+        raise InvalidArgument(f"{where!r} is not the HOST:PORT of one server")
+    from ..client.operator import Operator
+    from ..values import TLS
+
+    file, ca = _token_file.get(), _ca.get()
+    return Operator(where, token=None if file is None else _token_of(file), tls=TLS(ca=ca) if ca else False)
+
+
+def has_credentials() -> bool:
+    """Tell whether calls carry something that must not be shown to others than those named."""
+    return _token_file.get() is not None or bool(os.environ.get("VECSTORE_TOKEN", "").strip())
 
 
 def missing(library: str, extra: str) -> EngineMissing:

@@ -29,7 +29,7 @@ from ..client.remote import connect
 from ..config import MIB
 from ..engine.clone import Clone, take_clone
 from ..engine.engine import Engine
-from ..errors import Exhausted, Unavailable, VecstoreError
+from ..errors import Exhausted, InvalidArgument, Unavailable, VecstoreError
 from ..replication.drill import (
     HISTORY_MAX,
     Answer,
@@ -46,12 +46,12 @@ from ..replication.drill import (
 )
 from ..replication.durable import Durable
 from ..replication.epochs import Claim, Identity
-from ..replication.lag import Lag
+from ..replication.lag import Lag, Position, StandbyLag
 from ..storage.catalog import Epoch
 from ..values import Payload
 from .clone import CloneServer, run_quietly
 
-__all__ = ["DRILL_FOLDER", "HISTORY_FILE", "Drills"]
+__all__ = ["DRILL_FOLDER", "HISTORY_FILE", "Drills", "away"]
 
 DRILL_FOLDER = "drill"
 """In the store's folder: clones of drills under way. What is there when a store opens was left by a crash."""
@@ -107,11 +107,16 @@ class Drills:
 
         Raises
         ------
+        InvalidArgument
+            The store is no standby.
         Unavailable
             A drill is under way already.
         Exhausted
             A clone does not fit into the memory or the disk that the store may use.
         """
+        role = self._described().get("role")
+        if role != "standby":
+            raise InvalidArgument(f"this store is a {role}: a drill rehearses how a standby takes over")
         if not self._lock.acquire(blocking=False):
             raise Unavailable("a drill of this store is under way", hint="wait until it has ended")
         try:
@@ -271,6 +276,14 @@ def _role(lineage: bytes, secret: bytes, epochs: Sequence[Epoch]) -> bytes:
     """Return what makes a clone the standby of a primary that nobody can reach."""
     absent = Identity(lineage, secret, uuid.uuid4().hex)
     return msgspec.msgpack.encode(Durable("standby", promise=Claim.of(absent, epochs[-1]) if epochs else None))
+
+
+def away(engine: Engine) -> dict[str, Any]:
+    """Return how far behind a stopped standby is, as far as it can know: for how long nothing has come."""
+    tip, now_us = engine.state.fold.tip, engine.clock.wall_us()
+    applied = Position(tip.lsn, tip.log_bytes, tip.commit_time_us)
+    found: dict[str, Any] = msgspec.to_builtins(StandbyLag(applied, now_us, 0.0).lag(applied, 0.0, is_connected=False))
+    return found
 
 
 def _meet(engine: Engine, lsn: int, within_s: float) -> None:
