@@ -110,7 +110,9 @@ def test_damage_and_missing_answers_fail() -> None:
     """Bytes of the clone that are not what was written, and queries without an answer."""
     assert judge(plan(), rehearsal(damaged=("docs: 5",))).problems == ("damaged: docs: 5",)
     assert not judge(plan(), rehearsal(answers=())).passed
-    assert judge(plan(), rehearsal(answers=(), problem="start: no")).problems == ("start: no",)
+    cut_short = judge(plan(rto_max_s=0.1), rehearsal(answers=(), problem="start: no", steps=(Step("clone", 0.5),)))
+    assert cut_short.problems == ("start: no",)
+    assert cut_short.rto_s is None
 
 
 def test_equal_scores_may_come_in_any_order() -> None:

@@ -152,7 +152,8 @@ def _print(out: Output, where: str, report: Report) -> None:
     print(
         f"RPO      {rpo.records:,} records, {rpo.bytes:,} bytes, {duration(rpo.seconds)} were not there when it began"
     )
-    print(f"RTO      {duration(report.rto_s)} from the word to the first answer and the first write")
+    if report.rto_s is not None:
+        print(f"RTO      {duration(report.rto_s)} from the word to the first answer and the first write")
     compared = f"{report.compared_digests} digests, {report.compared_answers} of {report.queries} answers"
     print(f"compared {compared} with the primary's at the same LSN")
     for note in report.notes:

@@ -160,7 +160,7 @@ class Report(msgspec.Struct, frozen=True):
     rpo
         Records, bytes and seconds of the primary that were not on the standby when the drill began.
     rto_s
-        From "go" to the first answered query and the first accepted write.
+        From "go" to the first answered query and the first accepted write; None where it did not come so far.
     compared_digests, compared_answers
         How many could be compared with the primary's at the same LSN; of a primary that is being written to, none may.
     problems
@@ -175,7 +175,7 @@ class Report(msgspec.Struct, frozen=True):
     region: str
     lsn: int
     rpo: Lag
-    rto_s: float
+    rto_s: float | None
     steps: tuple[Step, ...]
     compared_digests: int
     compared_answers: int
@@ -189,7 +189,7 @@ class Report(msgspec.Struct, frozen=True):
 def judge(plan: Plan, rehearsal: Rehearsal) -> Report:
     """Hold what happened against what was planned."""
     rpo = _rpo(plan.primary, rehearsal)
-    rto_s = sum(step.seconds for step in rehearsal.steps if step.name in GO[0 if not rehearsal.was_running else 1 :])
+    rto_s = _rto_s(rehearsal)
     problems = [f"damaged: {place}" for place in rehearsal.damaged]
     problems += [rehearsal.problem] if rehearsal.problem else []
     notes: list[str] = []
@@ -197,7 +197,7 @@ def judge(plan: Plan, rehearsal: Rehearsal) -> Report:
     answers = _compare_answers(plan, rehearsal, problems, notes)
     if plan.rpo_max_s is not None and rpo.seconds > plan.rpo_max_s:
         problems.append(f"RPO: {rpo.seconds:.3f} s, at most {plan.rpo_max_s:g} s are allowed")
-    if plan.rto_max_s is not None and rto_s > plan.rto_max_s:
+    if plan.rto_max_s is not None and rto_s is not None and rto_s > plan.rto_max_s:
         problems.append(f"RTO: {rto_s:.3f} s, at most {plan.rto_max_s:g} s are allowed")
     return Report(
         passed=not problems,
@@ -227,6 +227,12 @@ def _rpo(primary: Seen | None, rehearsal: Rehearsal) -> Lag:
     if records == 0:
         return Lag()
     return Lag(max(records, lag.records), lag.bytes, lag.seconds)
+
+
+def _rto_s(rehearsal: Rehearsal) -> float | None:
+    counted = GO[1:] if rehearsal.was_running else GO
+    seconds = {step.name: step.seconds for step in rehearsal.steps}
+    return sum(seconds[name] for name in counted) if seconds.keys() >= set(counted) else None
 
 
 def _compare_digests(primary: Seen | None, clone: Seen, problems: list[str], notes: list[str]) -> int:
