@@ -21,6 +21,7 @@ __all__ = [
     "FLAT_WORK_MAX",
     "KINDS",
     "LISTS_MAX",
+    "TRAIN_ITERATIONS",
     "TRAIN_ROWS_PER_LIST",
     "Choice",
     "Ledger",
@@ -41,6 +42,7 @@ FLAT_WORK_MAX = 1 << 30
 LISTS_MAX = 2_048
 """FAISS without cuVS looks at no more lists than this, and an index must be searchable without skipping any."""
 TRAIN_ROWS_PER_LIST = 64
+TRAIN_ITERATIONS = 10
 LIST_BYTES = 1_024
 """Two allocations a list, rounded up, with what points to them."""
 WARP_ROWS = 32
@@ -238,6 +240,10 @@ class Ledger:
         if size > free or self._count == self._failing:
             raise NoRoom(name, size, free)
         self.reserved[name] = size
+
+    def shrink(self, name: str, size: int) -> None:
+        """Give back what a name has beyond so many bytes: no allocation, so that it cannot fail."""
+        self.reserved[name] = min(size, self.reserved[name])
 
     def release(self, name: str) -> None:
         """Give back what a name has, if anything."""

@@ -23,7 +23,7 @@ from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
 from .bounds import HALF_FLOOR, scale_of
-from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, Choice, Ledger, NoRoom
+from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, TRAIN_ITERATIONS, Choice, Ledger, NoRoom
 from .channel import WorkerOptions
 from .host import padded, training_rows
 from .kernels import SOURCE, THREADS
@@ -110,7 +110,7 @@ class CudaBackend:
             else:
                 gc.collect()
                 self._pool.free_all_blocks()
-        self.ledger.reserve(name, choice.need.serve)
+        self.ledger.shrink(name, choice.need.serve)
         return made
 
     def _built(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
@@ -168,7 +168,8 @@ class CudaBackend:
             index = faiss.GpuIndexIVFPQ(
                 self._resources, choice.width, choice.lists, choice.pieces, 8, measure, self._configured(config)
             )
-        index.cp.min_points_per_centroid = 1
+            index.pq.cp.min_points_per_centroid, index.pq.cp.niter = 1, TRAIN_ITERATIONS
+        index.cp.min_points_per_centroid, index.cp.niter = 1, TRAIN_ITERATIONS
         return index
 
     def _configured(self, config: Any) -> Any:

@@ -181,6 +181,12 @@ class Device:
         return self.budget_bytes - max(ordered, self._used)
 
     @property
+    def free_arena_bytes(self) -> int:
+        """Bytes of the shared memory that no question has."""
+        run = self._run
+        return 0 if run is None else run.arena.free
+
+    @property
     def candidates_max(self) -> int:
         """Candidates that an index with lists gives at most."""
         run = self._run

@@ -16,7 +16,7 @@ from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
 from .bounds import HALF_FLOOR, scale_of
-from .budget import BLOCK_ROWS, TRAIN_ROWS_PER_LIST, Choice, Ledger
+from .budget import BLOCK_ROWS, TRAIN_ITERATIONS, TRAIN_ROWS_PER_LIST, Choice, Ledger
 from .source import Source
 
 __all__ = ["HostBackend", "padded", "training_rows"]
@@ -53,7 +53,7 @@ class HostBackend:
         except BaseException:
             ledger.release(name)
             raise
-        ledger.reserve(name, need.serve)
+        ledger.shrink(name, need.serve)
         return built
 
     def _filled(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
@@ -92,9 +92,10 @@ class HostBackend:
             index = faiss.IndexIVFScalarQuantizer(quantiser, choice.width, choice.lists, half, measure, False)
         else:
             index = faiss.IndexIVFPQ(quantiser, choice.width, choice.lists, choice.pieces, 8, measure)
+            index.pq.cp.min_points_per_centroid, index.pq.cp.niter = 1, TRAIN_ITERATIONS
         quantiser.this.disown()
         index.own_fields = True
-        index.cp.min_points_per_centroid = 1
+        index.cp.min_points_per_centroid, index.cp.niter = 1, TRAIN_ITERATIONS
         return index
 
     def search(self, built: Built, queries: Floats, find: Find, mask: Mask | None = None) -> tuple[Floats, Rows]:

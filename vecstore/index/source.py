@@ -51,6 +51,13 @@ class Source:
     files
         In the order in which rows get their positions.
 
+    Attributes
+    ----------
+    files
+        What it is made of.
+    rows
+        Vectors that it has.
+
     Raises
     ------
     OSError
@@ -59,7 +66,7 @@ class Source:
 
     def __init__(self, metric: Metric, dim: int, files: Sequence[File]) -> None:
         self.metric, self.dim = metric, dim
-        self._files = list(files)
+        self.files = tuple(files)
         self._vectors: list[Floats] = []
         self._norms: list[Floats] = []
         for file in files:
@@ -107,7 +114,7 @@ class Source:
 
     def row_numbers(self, positions: Rows) -> Rows:
         """Return the row numbers of positions (any shape); -1 stays."""
-        starts = np.array([file.start for file in self._files], np.int64) - self._firsts[:-1]
+        starts = np.array([file.start for file in self.files], np.int64) - self._firsts[:-1]
         file = np.searchsorted(self._firsts, positions, side="right") - 1
         numbers: Rows = positions + starts[np.clip(file, 0, len(starts) - 1)]
         numbers[positions < 0] = -1
@@ -116,7 +123,7 @@ class Source:
     def mask(self, bitmap: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Return bool (rows,): which positions a bitmap by row number has; rows beyond its end it has not."""
         out = np.zeros(self.rows, np.bool_)
-        for file, first in zip(self._files, self._firsts.tolist(), strict=False):
+        for file, first in zip(self.files, self._firsts.tolist(), strict=False):
             at = file.start >> 3
             bits = np.unpackbits(bitmap[at : at + (file.rows + 7) // 8 + 1], bitorder="little")[file.start & 7 :]
             bits = bits[: file.rows]
