@@ -56,6 +56,12 @@ class CommitClock:
         self._last_us = max(last_us, clock.wall_us()) if last_us == 0 else last_us
         self._restarted = last_us != 0
 
+    def resume(self, last_us: int) -> None:
+        """Go on behind a record that another store wrote, as behind the last one when a store is opened."""
+        self._monotonic_s = self._clock.monotonic_s()
+        self._last_us = max(self._last_us, last_us)
+        self._restarted = True
+
     def next_us(self) -> int:
         """Return the commit time of the next record, in microseconds since the Unix epoch."""
         wall_us, now_s = self._clock.wall_us(), self._clock.monotonic_s()

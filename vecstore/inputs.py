@@ -97,13 +97,9 @@ def checked_metric(metric: object) -> Metric:
 
 
 def checked_ack(ack: object) -> Ack:
-    """Check a level of acknowledgement."""
-    if ack == "replicated":
-        raise InvalidArgument(
-            "ack: 'replicated' needs a synchronous standby, and this store has none; allowed are 'durable', 'memory'"
-        )
-    if ack not in ("durable", "memory"):
-        raise InvalidArgument(f"ack: {shown(ack)} given; allowed are 'durable', 'memory'")
+    """Check a level of acknowledgement; whether there is a synchronous standby, the store says."""
+    if ack not in ("durable", "memory", "replicated"):
+        raise InvalidArgument(f"ack: {shown(ack)} given; allowed are 'durable', 'memory', 'replicated'")
     return ack
 
 

@@ -216,12 +216,18 @@ def test_reading_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_copy_gets_an_identity_of_its_own(tmp_path: Path) -> None:
-    """A copied folder has another inode: it mints a store_id and keeps it; a moved one keeps its own."""
+    """A copied folder has another inode: another store_id, kept once adopted; a moved one keeps its own."""
     store_id = made(tmp_path / "store")
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
-    copied = made(tmp_path / "copy")
-    assert copied != store_id
-    assert made(tmp_path / "copy") == copied
+    before = (tmp_path / "copy" / "identity.json").read_bytes()
+    assert made(tmp_path / "copy") != store_id
+    assert (tmp_path / "copy" / "identity.json").read_bytes() == before
+    copy = opened(tmp_path / "copy")
+    assert copy.is_copied and copy.store_id != store_id
+    copy.adopt()
+    assert not copy.is_copied
+    copy.close()
+    assert made(tmp_path / "copy") == copy.store_id
     (tmp_path / "store").rename(tmp_path / "moved")
     assert made(tmp_path / "moved") == store_id
     (tmp_path / "moved" / "identity.json").unlink()

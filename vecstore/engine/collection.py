@@ -305,8 +305,12 @@ class EmbeddedCollection(Collection):
     def _nothing(self, ack: Ack) -> Written:
         if self._engine.committer is None:
             raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        if self._engine.committer.held is not None:
+            raise self._engine.committer.held()
+        if ack == "replicated":
+            self._engine.check_synchronous()
         view = self._engine.state.view
-        return Written(view.lsn, 0, self._engine.token(view) if ack == "durable" else "", ack)
+        return Written(view.lsn, 0, "" if ack == "memory" else self._engine.token(view), ack)
 
     def add_field(self, name: str, type: FieldType) -> None:
         self._now()

@@ -10,24 +10,29 @@ with the last view, and only a reopen settles what became of each waiting call.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..clock import CommitClock
 from ..config import Config
-from ..errors import Closed, Exhausted, Overloaded, Unavailable, VecstoreError
+from ..errors import Closed, Exhausted, NotPrimary, Overloaded, Unavailable, VecstoreError
 from ..metrics import Metrics
-from ..record import NO_REQUEST, Kind
+from ..record import NO_REQUEST, Kind, Record
 from ..storage.base import Family, KeyValueStore, Stalled
+from ..storage.catalog import Epoch
 from ..storage.fold import Staged
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
+from .apply import Applier, runs
 from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
+from .group import Group
 from .history import History
 from .resolve import Resolved, Resolver
 from .settled import Settled
@@ -36,34 +41,7 @@ from .state import State
 __all__ = ["Committer"]
 
 _LOG_CHUNKS_PER_WRITE = 4
-_IDLE_S = 0.2
-
-
-@dataclass(slots=True)
-class _Group:
-    """Records that share a sync.
-
-    Attributes
-    ----------
-    answers
-        Each call with the LSN and the number of points to report; no LSN where it had nothing to write.
-    located
-        Rows that hold a record's ids, by position in `staged`, as long as nothing else was applied since.
-    keys
-        Ids written by the group, of each collection, record by record.
-    """
-
-    staged: list[Staged] = field(default_factory=list)
-    answers: list[tuple[Call, int | None, int]] = field(default_factory=list)
-    located: dict[int, list[int]] = field(default_factory=dict)
-    keys: dict[int, list[list[bytes]]] = field(default_factory=dict)
-    bytes: int = 0
-    written: bool = False
-
-    @property
-    def durable(self) -> bool:
-        """Whether any call wants a sync."""
-        return any(call.ack != "memory" for call, _, _ in self.answers)
+_STALLED_S = 0.05
 
 
 class Committer:
@@ -75,6 +53,17 @@ class Committer:
         Every record up to it is synced.
     broken
         The error that ended writing; None while all is well.
+    tip
+        The last record that was written to the log; it need not be durable.
+    held
+        Makes the error that writes are refused with; None while they are taken.
+    is_fenced
+        Nothing is acknowledged any more: what was being written when it began is answered as unknown.
+    replicated_lsn
+        Every record up to it is durable on the synchronous standby, as far as this store was told.
+    on_durable
+        Called after `durable_lsn` has moved, on_records with records that were written; both by the committer's
+        thread, which waits for them.
     """
 
     def __init__(
@@ -101,8 +90,15 @@ class Committer:
         self._closing = False
         self._extra_memory: Callable[[], int] = lambda: 0
         self.durable_lsn = state.fold.tip.lsn
+        self.tip = state.fold.tip
         self.applied = threading.Condition()
         self.broken: BaseException | None = None
+        self.held: Callable[[], NotPrimary] | None = None
+        self.is_fenced = False
+        self.replicated_lsn = 0
+        self.on_durable: Callable[[], None] | None = None
+        self.on_records: Callable[[Sequence[Record]], None] | None = None
+        self._applier = Applier(state, store, self._resolver, clock, wall_us, config, self)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
         self._sync_begins = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
@@ -161,12 +157,79 @@ class Committer:
     def _refuse_if_stopped(self, call: Call) -> None:
         if self._closing:
             raise Closed("the store is closed")
+        if self.held is not None and not isinstance(call, Command):
+            raise self.held()
         if self.broken is not None and not isinstance(call, Command):
             raise Unavailable(
                 f"the store stopped writing after an error: {self.broken}",
                 hint="close and reopen the store; reads go on meanwhile",
                 retryable=False,
             ) from self.broken
+
+    # -- replication's side ------------------------------------------------------------------------------------------
+
+    def hold(self, refusal: Callable[[], NotPrimary]) -> None:
+        """Take no writes from now on; what was taken is carried out and acknowledged."""
+        self.held = refusal
+
+    def fence(self, refusal: Callable[[], NotPrimary]) -> None:
+        """Take no writes and acknowledge none: those under way end as unknown. None is under way on return."""
+        self.held = refusal
+        self.is_fenced = True
+        with self.applied:
+            self.applied.notify_all()
+        with contextlib.suppress(Closed, Unavailable):
+            # A store that stopped or closes has answered already what was under way.
+            self.run(lambda: None)
+
+    def open_writes(self) -> None:
+        """Take writes, under the log's last epoch."""
+        self.is_fenced = False
+        self.held = None
+
+    def persist(self, state: bytes, epoch: Epoch | None = None, *, is_synced: bool = True) -> None:
+        """Write the replication state; with an epoch, its record behind all that was written, in the same batch.
+
+        Synced with everything before it, unless `is_synced` is False; an epoch always is.
+        """
+        self._patiently(lambda: self._applier.persist(state, epoch, is_synced))
+
+    def append(self, records: Sequence[Record], *, trust: bool = False) -> None:
+        """Write finished records behind the tip, durably, and publish them. From one thread at a time.
+
+        Parameters
+        ----------
+        trust
+            Take digests from the commit marks: the points may be newer than the records.
+
+        Raises
+        ------
+        Damaged
+            One does not follow, is of a kind that is not known, or gives another digest than its mark says. It was not
+            written; some before it may have been.
+        """
+        for run in runs(records, self._config):
+            self._patiently(partial(self._applier.append, run, trust))
+
+    def handover(self, target: str, refusal: Callable[[], NotPrimary]) -> None:
+        """Write a handover to a store, durably, behind every write that was taken; none is taken from then on."""
+        self._patiently(lambda: self._applier.hand_over(target, refusal))
+
+    def replicated_to(self, lsn: int) -> None:
+        """Say up to where the synchronous standby has the log."""
+        if lsn > self.replicated_lsn:
+            with self.applied:
+                self.replicated_lsn = lsn
+                self.applied.notify_all()
+
+    def _patiently(self, action: Callable[[], None]) -> None:
+        """Run something in the committer's thread; again where the disk did not keep up and nothing was written."""
+        while True:
+            try:
+                self.run(action)
+                return
+            except Stalled:
+                time.sleep(_STALLED_S)
 
     def close(self) -> None:
         """Finish what waits and stop."""
@@ -197,13 +260,13 @@ class Committer:
                 raise Unavailable(f"the store stopped writing after an error: {self.broken}", retryable=False)
             result = call.run()
             if call.publishes:
-                self._publish()
+                self.publish()
             call.finish(result)
         except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
             call.fail(exc)
 
     def _run_group(self, first: Call) -> None:
-        group = _Group()
+        group = Group()
         call: Call | None = first
         before = self._state.fold.position()
         try:
@@ -222,22 +285,22 @@ class Committer:
                     if call is None:
                         self._queue.put(None)
                     break
-            self._commit(group)
+            self.commit(group)
         except Stalled as exc:
             if group.written:
-                self._stop(exc, group)
+                self.stop(exc, group)
                 return
             # Nothing was written: the records are as if they had never been staged.
             self._state.fold.rewind(before)
             for waiting, _, _ in group.answers:
                 waiting.fail(Overloaded(f"the disk does not keep up: {exc}", retry_after_s=1.0))
         except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
-            self._stop(exc, group)
+            self.stop(exc, group)
 
-    def _is_full(self, group: _Group) -> bool:
+    def _is_full(self, group: Group) -> bool:
         return len(group.staged) >= self._config.group_records_max or group.bytes >= self._config.group_bytes_max
 
-    def _conflicts(self, call: Call, group: _Group) -> bool:
+    def _conflicts(self, call: Call, group: Group) -> bool:
         """Whether a call must see what the group has not applied yet."""
         if isinstance(call, Schema):
             return True
@@ -250,10 +313,13 @@ class Committer:
 
     # -- staging -----------------------------------------------------------------------------------------------------
 
-    def _add(self, call: Call, group: _Group) -> None:
+    def _add(self, call: Call, group: Group) -> None:
         """Stage a call's records, or answer it."""
         if self.broken is not None:
             call.fail(Unavailable(f"the store stopped writing after an error: {self.broken}", retryable=False))
+            return
+        if self.held is not None:
+            call.fail(self.held())
             return
         if not call.take():
             return
@@ -275,7 +341,7 @@ class Committer:
             raise
         group.bytes += call.bytes
 
-    def _answered_before(self, call: Call, group: _Group) -> bool:
+    def _answered_before(self, call: Call, group: Group) -> bool:
         """Answer a retry of a request that was answered already."""
         if call.request_id == NO_REQUEST:
             return False
@@ -328,7 +394,7 @@ class Committer:
                     details={"limit": "memory_bytes_max", "used": used, "budget": budget},
                 )
 
-    def _stage_points(self, call: Call, group: _Group) -> None:
+    def _stage_points(self, call: Call, group: Group) -> None:
         assert isinstance(call, Upsert | Update | Delete | DeleteWhere)
         resolved = self._resolve(call)
         if resolved.fields:
@@ -362,7 +428,7 @@ class Committer:
             return self._resolver.delete(call)
         return self._resolver.delete_where(call)
 
-    def _stage_schema(self, call: Schema, group: _Group) -> None:
+    def _stage_schema(self, call: Schema, group: Group) -> None:
         made = call.make()
         if made is None:
             group.answers.append((call, None, 0))
@@ -371,7 +437,7 @@ class Committer:
         staged = self._stage(call, group, kind, number, change, request_id=call.request_id)
         group.answers.append((call, staged.record.lsn, 0))
 
-    def _stage(self, call: Call, group: _Group, kind: Kind, number: int, change: Any, **more: Any) -> Staged:
+    def _stage(self, call: Call, group: Group, kind: Kind, number: int, change: Any, **more: Any) -> Staged:
         times = (self._clock.next_us(), self._wall_us())
         staged = self._state.fold.stage(kind, number, change, time_us=times, **more)
         header, mark = staged.record.header, staged.record.mark
@@ -381,9 +447,12 @@ class Committer:
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def _commit(self, group: _Group) -> None:
+    def commit(self, group: Group) -> None:
+        """Make a group durable, visible and answered. In the committer's thread."""
         if group.staged:
-            self._write_log(group)
+            if not group.written:
+                self._write_log(group)
+            self.tip = self._state.fold.tip
             syncing = self._begin_sync() if group.durable else None
             # While the disk works: what no view shows yet, and what is not written before the sync is done.
             fold = self._state.fold
@@ -395,12 +464,12 @@ class Committer:
             for batch in batches:
                 self._store.write(batch, logged=False)
             fold.settle()
-            self._publish()
+            self.publish()
         elif group.durable and self.durable_lsn < self._state.fold.tip.lsn:
             self.sync()
         self._answer(group)
 
-    def _write_log(self, group: _Group) -> None:
+    def _write_log(self, group: Group) -> None:
         for staged in group.staged:
             piece: list[tuple[Family, bytes, bytes | None]] = []
             for key, value in staged.record.chunks():
@@ -433,30 +502,41 @@ class Committer:
         header, mark = last.record.header, last.record.mark
         self.durable_lsn = header.lsn
         self._witness.record(WitnessMark(header.lsn, mark.chain, header.epoch))
+        if self.on_durable is not None:
+            self.on_durable()
 
-    def sync(self) -> None:
-        """Make all that was written durable. In the committer's thread."""
+    def sync(self, *, always: bool = False) -> None:
+        """Make all records that were written durable; `always`, also what else was. In the committer's thread."""
         tip = self._state.fold.tip
-        if self.durable_lsn < tip.lsn:
+        if always or self.durable_lsn < tip.lsn:
             self._store.sync()
+        if self.durable_lsn < tip.lsn:
             self.durable_lsn = tip.lsn
             self._witness.record(WitnessMark(tip.lsn, tip.chain, tip.epoch))
+            if self.on_durable is not None:
+                self.on_durable()
 
-    def _apply(self, group: _Group) -> None:
+    def _apply(self, group: Group) -> None:
         """Put a group's rows into the shards. They are seen with the next view."""
         for i, staged in enumerate(group.staged):
             self._state.apply(staged, group.located.get(i))
             self._history.append(staged.record)
+        if self.on_records is not None:
+            self.on_records([staged.record for staged in group.staged])
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Let readers see what was applied. In the committer's thread."""
         self._state.publish()
         with self.applied:
             self.applied.notify_all()
 
-    def _answer(self, group: _Group) -> None:
+    def _answer(self, group: Group) -> None:
         tip = self._state.fold.tip
         for call, lsn, count in group.answers:
             durable = call.ack != "memory"
+            if self.is_fenced:
+                self._answer_fenced(call, lsn)
+                continue
             if lsn is None and not call.lsn:
                 call.lsn, call.token = tip.lsn, self._history.token(tip.epoch, tip.lsn, tip.chain)
                 if call.request_id != NO_REQUEST:
@@ -471,7 +551,23 @@ class Committer:
                 )
             )
 
-    def _stop(self, exc: BaseException, group: _Group) -> None:
+    def _answer_fenced(self, call: Call, lsn: int | None) -> None:
+        """Answer a call that was under way when the fence began: what has a record may be lost or not."""
+        refusal = self.held() if self.held is not None else NotPrimary("this store was fenced")
+        if lsn is None:
+            call.fail(refusal)
+            return
+        call.fail(
+            NotPrimary(
+                f"what becomes of this write is not known: {refusal.args[0]}",
+                primary=refusal.primary,
+                outcome="unknown",
+                hint="ask the primary with Database.wait(details['token']), or try again with the same request id",
+                details={"token": call.token},
+            )
+        )
+
+    def stop(self, exc: BaseException, group: Group) -> None:
         """End writing: what became of the group is not known."""
         self.broken = exc
         self._metrics.broken.set(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -244,12 +245,18 @@ class EmbeddedDatabase(Database):
         level = inputs.checked_ack(ack)
         timeout = inputs.checked_timeout(timeout)
         request = _request_id(token)
+        deadline_s = None if timeout is None else time.monotonic() + timeout
         if request is not None:
-            return self._settled(request, level)
+            found = self._settled(request, level)
+            if level == "replicated":
+                engine.await_replicated(found.lsn, found.token, deadline_s)
+            return found
         place = Token.decode(token)
         engine.await_token(place, timeout)
-        if level == "durable" and engine.durable_lsn < place.lsn and engine.committer is not None:
+        if level != "memory" and engine.durable_lsn < place.lsn and engine.committer is not None:
             engine.committer.run(engine.committer.sync)
+        if level == "replicated":
+            engine.await_replicated(place.lsn, token, deadline_s)
         return Written(place.lsn, 0, token, level)
 
     def _settled(self, request_id: bytes, level: Ack) -> Written:
@@ -260,7 +267,7 @@ class EmbeddedDatabase(Database):
         def find() -> Written | None:
             entry = engine.state.fold.requests.get(request_id)
             if entry is not None:
-                if committer is not None and level == "durable" and engine.durable_lsn < entry[0]:
+                if committer is not None and level != "memory" and engine.durable_lsn < entry[0]:
                     committer.sync()
                 return Written(entry[0], entry[2], engine.history.token_at(entry[0]), level)
             answer = None if committer is None else committer.settled.find(request_id)

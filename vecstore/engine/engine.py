@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..clock import CommitClock, SystemClock
@@ -27,9 +28,9 @@ from ..errors import (
 )
 from ..index import device as devices
 from ..metrics import Metrics
-from ..record import NO_REQUEST, Kind, Token, log_key
+from ..record import NO_REQUEST, Kind, Record, Token, log_key
 from ..storage.base import Family
-from ..storage.catalog import APPLIED, Epoch
+from ..storage.catalog import APPLIED, LINEAGE, REPLICATION, Epoch, Part
 from ..storage.directory import StoreDirectory
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
@@ -44,7 +45,7 @@ from .filtering import FilterCache
 from .folder import IndexFolder
 from .gate import Gate
 from .recovery import Recovered, open_storage, recover
-from .slots import Slots
+from .slots import Slots, Standbys
 from .state import State
 from .view import CollectionView, View
 
@@ -61,6 +62,12 @@ class Engine:
     ----------
     findings
         What recovery mended, in sentences.
+    synchronous
+        The region whose standby `ack="replicated"` waits for; empty for none.
+    primary_hint
+        Where the primary is reached, as far as it is known; for errors.
+    reads_held
+        Why reads are refused; empty while they are served.
     """
 
     def __init__(self, path: str, *, create: bool, read_only: bool, device: str, config: Config) -> None:
@@ -124,6 +131,9 @@ class Engine:
         self.crew = Crew(self.config.search_thread_count() - 1)
         self._pid = os.getpid()
         self._closed = False
+        self.synchronous = ""
+        self.primary_hint = ""
+        self.reads_held = ""
         self._memory = (0.0, 0)
         if self.config.switch_interval_s:
             sys.setswitchinterval(self.config.switch_interval_s)
@@ -134,11 +144,7 @@ class Engine:
             self.checkpointer: Checkpointer | None = None
             return
         assert self.witness is not None
-        # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
-        for name in os.listdir(self.directory.quarantine):
-            shutil.rmtree(os.path.join(self.directory.quarantine, name))
-        # A snapshot that was under way when the process before died has left its links.
-        shutil.rmtree(os.path.join(self.directory.path, STAGING), ignore_errors=True)
+        self._clear_leftovers()
         folder.clean(lambda: needed_files(recovered.entries, recovered.contents.values(), self.state.view))
         clock = CommitClock(self.clock, self.state.fold.tip.commit_time_us)
         self.committer = Committer(
@@ -169,11 +175,78 @@ class Engine:
             self.checkpointer.know(lsn, contents)
         self.slots = Slots(self.store, self.committer, self.config.slot_retained_bytes_max)
         self.checkpointer.slots = self.slots
+        self._take_part()
         self.committer.start()
         self.builder.start()
         self.checkpointer.start()
-        if not self.state.fold.epochs:
+        if not self.state.fold.epochs and self.committer.held is None:
             self._begin_epoch()
+
+    def _clear_leftovers(self) -> None:
+        # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
+        for name in os.listdir(self.directory.quarantine):
+            shutil.rmtree(os.path.join(self.directory.quarantine, name))
+        # A snapshot that was under way when the process before died has left its links.
+        shutil.rmtree(os.path.join(self.directory.path, STAGING), ignore_errors=True)
+
+    def _take_part(self) -> None:
+        """Find out what this store may do before anybody speaks for it: whether it takes writes, what log it keeps."""
+        assert self.committer is not None
+        self.slots.standbys = self._standbys
+        part = self.part
+        if part is None and not self.slots.held:
+            # Nobody knows the original of a copy by its name: the copy may have one of its own at once.
+            self.directory.adopt()
+        if self.is_copied or not (part is None or part.takes_writes):
+            self.committer.hold(self.not_primary)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the directory is a copy of which nobody has said yet what it is: `directory.adopt` ends that."""
+        return self.directory.is_copied
+
+    @property
+    def identity_secret(self) -> bytes:
+        """The lineage's secret, which only its stores hold."""
+        (held,) = self.store.get(Family.META, [LINEAGE])
+        assert held is not None
+        return held[16:]
+
+    @property
+    def replication_state(self) -> bytes | None:
+        """What the store is in the replication, as it was written last; None where it never was in one."""
+        (held,) = self.store.get(Family.META, [REPLICATION])
+        return held
+
+    @property
+    def part(self) -> Part | None:
+        """What it is in the replication, as far as an engine reads it; None where it never was in one."""
+        state = self.replication_state
+        return None if state is None else Part.decode(state)
+
+    def not_primary(self) -> NotPrimary:
+        """Return the error that writes are refused with as long as nobody has opened them."""
+        part = self.part
+        if self.is_copied:
+            why, hint = "its directory was copied", "say what it is: `vecstore adopt DIR --moved | --clone`"
+        elif part is not None and part.role == "standby":
+            why, hint = "it is a standby", "write to the primary, or `vecstore promote` this store"
+        elif part is not None and part.role == "fenced":
+            reason = f": {part.reason}" if part.reason else ""
+            why, hint = f"it is fenced{reason}", "write to the primary; `vecstore rejoin` makes it a standby"
+        else:
+            why = "it is a primary that has not heard from its peers yet"
+            hint = "`vecstore serve` asks them; a store with peers takes no writes when it is opened in a process"
+        primary = self.primary_hint
+        where = f"; the primary is at {primary}" if primary else ""
+        return NotPrimary(f"this store takes no writes, since {why}{where}", primary=primary or None, hint=hint)
+
+    def _standbys(self) -> Standbys:
+        """Return what the replication needs of the log, as it was written down last."""
+        part = self.part
+        if part is None:
+            return Standbys()
+        return Standbys(tuple(slot.lsn for slot in part.slots if not slot.is_lost), part.holds_log)
 
     def _begin_epoch(self) -> None:
         """Write the record of the first epoch: it names this writer."""
@@ -214,10 +287,71 @@ class Engine:
         self.check_open()
         if self.committer is None:
             raise NotPrimary("the store is open read-only", hint="open it with read_only=False")
+        replicates = call.ack == "replicated"
+        if replicates:
+            self.check_synchronous()
         result = self.committer.submit(call)
         assert self.builder is not None
         self.builder.wake()
-        return result
+        if not replicates:
+            return result
+        self.await_replicated(result.lsn, result.token, call.deadline_s)
+        return replace(result, ack="replicated")
+
+    def append(self, records: Sequence[Record], *, trust: bool = False) -> None:
+        """Write finished records of another store behind the tip, durably; see `Committer.append`."""
+        self.check_open()
+        assert self.committer is not None and self.builder is not None
+        self.committer.append(records, trust=trust)
+        self.builder.wake()
+
+    def check_synchronous(self) -> None:
+        """Refuse to wait for a synchronous standby where there is none."""
+        if not self.synchronous:
+            raise InvalidArgument(
+                "ack: 'replicated' needs a synchronous standby, and this store has none; "
+                "allowed are 'durable', 'memory'"
+            )
+
+    def await_replicated(self, lsn: int, token: str, deadline_s: float | None) -> None:
+        """Wait until the synchronous standby has a record that is durable here.
+
+        Raises
+        ------
+        DeadlineExceeded
+            Not in time; the record is durable here.
+        NotPrimary
+            The store was fenced meanwhile: what becomes of the record is not known.
+        """
+        self.check_synchronous()
+        committer = self.committer
+        if committer is None:
+            raise NotPrimary("the store is open read-only", hint="ask the store that is served")
+
+        def is_over() -> bool:
+            return committer.replicated_lsn >= lsn or committer.is_fenced or self._closed
+
+        with committer.applied:
+            committer.applied.wait_for(is_over, None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+        if committer.is_fenced:
+            refusal = committer.held() if committer.held is not None else self.not_primary()
+            raise NotPrimary(
+                f"what becomes of this write is not known: {refusal.args[0]}",
+                primary=refusal.primary,
+                outcome="unknown",
+                hint="ask the primary with Database.wait(details['token'])",
+                details={"token": token},
+            )
+        if committer.replicated_lsn >= lsn:
+            return
+        late = not self._closed
+        raise (DeadlineExceeded if late else Closed)(
+            f"the write is durable here; {self.synchronous} did not acknowledge it "
+            + ("in time" if late else "before the store was closed"),
+            outcome="durable",
+            hint="Database.wait(details['token'], ack='replicated') goes on waiting",
+            details={"token": token, "lsn": lsn},
+        )
 
     def settle(self, request_id: bytes, error: VecstoreError) -> None:
         """Let a request that was refused before it came to the committer be refused for good."""
@@ -252,6 +386,8 @@ class Engine:
     def view(self, after: str | Written | None, timeout: float | None) -> View:
         """Return the newest view, which has the record of a token applied."""
         self.check_open()
+        if self.reads_held:
+            raise Unavailable(f"this store serves no reads: {self.reads_held}", hint="read from another one")
         if after is None:
             return self.state.view
         text = after.token if isinstance(after, Written) else after
@@ -265,16 +401,19 @@ class Engine:
         """Wait until the history has come to a token's LSN; raise `WriteLost` if it holds another record there."""
         self.history.check(token, token.lsn if token.lsn <= self.state.view.lsn else 0)
         if token.lsn > self.state.view.lsn:
-            self._await_lsn(token.lsn, timeout)
+            self._await_lsn(token.lsn, timeout, lambda: self.history.check(token, 0))
             self.history.check(token, self.state.view.lsn)
 
-    def _await_lsn(self, lsn: int, timeout: float | None) -> None:
+    def _await_lsn(self, lsn: int, timeout: float | None, check: Callable[[], object] = lambda: None) -> None:
+        """Wait for an LSN; `check`, asked after each change, may raise where the wait is in vain."""
         if self.committer is None:
             if lsn > self.state.view.lsn:
                 raise DeadlineExceeded(f"LSN {lsn} is above this read-only view's {self.state.view.lsn}")
             return
         with self.committer.applied:
-            reached = self.committer.applied.wait_for(lambda: self.state.view.lsn >= lsn or self._closed, timeout)
+            reached = self.committer.applied.wait_for(
+                lambda: self.state.view.lsn >= lsn or self._closed or bool(check()), timeout
+            )
         self.check_open()
         if not reached:
             raise DeadlineExceeded(f"LSN {lsn} was not reached in time: this store is at {self.state.view.lsn}")

@@ -66,6 +66,7 @@ class History:
                 details={"lineage": self.lineage.hex()},
             )
         if token.lsn > tip_lsn:
+            self._check_ended(token)
             return False
         held = self.chain_at(token.lsn)
         lost = held != token.chain if held is not None else self._epoch_at(token.lsn) != token.epoch
@@ -76,6 +77,16 @@ class History:
                 details={"lsn": token.lsn, "epoch": self._epoch_at(token.lsn)},
             )
         return True
+
+    def _check_ended(self, token: Token) -> None:
+        """Refuse a token whose epoch ended below its record: this history will never hold it."""
+        later = [epoch.fork_lsn for epoch in self._epochs if epoch.number > token.epoch]
+        if later and min(later) < token.lsn:
+            raise WriteLost(
+                f"epoch {token.epoch} ended at LSN {min(later)} in this history, the token names LSN {token.lsn}",
+                hint="a failover lost that write; look among the exported records, and read without `after=`",
+                details={"lsn": token.lsn, "epoch": token.epoch, "fork_lsn": min(later)},
+            )
 
     def _from_log(self, lsn: int) -> bytes | None:
         pieces = [value for _, value in self._store.scan(Family.LOG, log_key(lsn), log_key(lsn + 1))]

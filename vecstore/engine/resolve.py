@@ -86,6 +86,14 @@ class Resolver:
         hashes_of = self._hashes_of(call.collection, keys, located)
         return Resolved(call.change, present, located if single else None, new or None, hashes_of)
 
+    def finished(self, number: int, change: PointsChange, codes: Codes) -> Resolved:
+        """Find which points of a finished record exist."""
+        keys = change.body.keys
+        located = self._locate(number, keys, codes)
+        present = [row >= 0 for row in located] if max(located, default=-1) >= 0 else [False] * len(keys)
+        single = len(self._state.shards[number]) == 1
+        return Resolved(change, present, located if single else None, hashes_of=self._hashes_of(number, keys, located))
+
     def delete(self, call: Delete) -> Resolved:
         """Find which of the ids exist."""
         state = self.collection(call.collection)

@@ -6,13 +6,16 @@ a place that is older than the truth costs the consumer a second look at what it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
+from ..record import Header, log_key
 from ..storage import catalog
 from ..storage.base import Family, KeyValueStore
 from .committer import Committer
 
-__all__ = ["Slot", "Slots"]
+__all__ = ["Slot", "Slots", "Standbys"]
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -35,11 +38,33 @@ class Slot(msgspec.Struct, frozen=True):
     log_bytes: int
 
 
+class Standbys(msgspec.Struct, frozen=True):
+    """What the replication needs of the log.
+
+    Attributes
+    ----------
+    lsns
+        Places that standbys have come to.
+    holds_all
+        Nothing may be cut: what is behind a fork is still to be exported.
+    """
+
+    lsns: tuple[int, ...] = ()
+    holds_all: bool = False
+
+
 class Slots:
-    """The slots of one open store. Read by any thread; written through the committer."""
+    """The slots of one open store. Read by any thread; written through the committer.
+
+    Attributes
+    ----------
+    standbys
+        Tells what the replication needs of the log.
+    """
 
     def __init__(self, store: KeyValueStore, committer: Committer, retained_bytes_max: int) -> None:
         self._store, self._committer, self._retained_bytes_max = store, committer, retained_bytes_max
+        self.standbys: Callable[[], Standbys] = Standbys
         found = store.scan(Family.META, catalog.SLOT, catalog.SLOT[:-1] + b"0")
         slots = [msgspec.json.decode(value, type=Slot) for _, value in found]
         self.held: dict[str, Slot] = {slot.name: slot for slot in slots}
@@ -67,8 +92,18 @@ class Slots:
 
         One that is so far behind that the log would grow beyond its limit is not waited for.
         """
+        standbys = self.standbys()
+        if standbys.holds_all:
+            return 0
         places = [slot.lsn for slot in self.held.values() if tip_log_bytes - slot.log_bytes <= self._retained_bytes_max]
+        places += [lsn for lsn in standbys.lsns if lsn < last and self._retained(lsn, tip_log_bytes)]
         return min([last, *places])
+
+    def _retained(self, lsn: int, tip_log_bytes: int) -> bool:
+        """Return whether the log is kept for a standby that has come to an LSN."""
+        for _, value in self._store.scan(Family.LOG, log_key(lsn + 1), log_key(lsn + 2)):
+            return tip_log_bytes - Header.decode(value).log_bytes <= self._retained_bytes_max
+        return False
 
     def is_lost(self, slot: Slot, tip_log_bytes: int) -> bool:
         """Return whether the log is no longer kept for a consumer."""

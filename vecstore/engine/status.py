@@ -16,13 +16,15 @@ def status_of(engine: Engine) -> dict[str, Any]:
     """Return what there is to know of an open store."""
     view = engine.state.view
     broken = engine.committer.broken if engine.committer is not None else None
+    held = engine.committer is not None and engine.committer.held is not None
+    part = engine.part
     return {
         "lineage": engine.lineage.hex(),
         "store_id": engine.directory.store_id.hex(),
         "region": "",
-        "role": "primary",
+        "role": "primary" if part is None else part.role,
         "read_only": engine.read_only,
-        "writable": not engine.read_only and broken is None,
+        "writable": not engine.read_only and broken is None and not held,
         "problem": "" if broken is None else str(broken),
         "epoch": view.epoch,
         "lsn": view.lsn,

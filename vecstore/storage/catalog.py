@@ -9,10 +9,11 @@ from typing import Any
 
 import msgspec
 
+from ..errors import Damaged
 from ..record import IdKind
 from ..values import FieldType, Metric
 
-__all__ = ["CollectionState", "Definition", "Epoch", "Tip", "names", "number_of", "numbered"]
+__all__ = ["CollectionState", "Definition", "Epoch", "Part", "PartSlot", "Tip", "names", "number_of", "numbered"]
 
 _TIP = struct.Struct("<QQ16sqQ")
 _U64_BE = struct.Struct(">Q")
@@ -26,6 +27,10 @@ EPOCH = b"epoch/"
 CHAIN = b"chain/"
 CHECKPOINT = b"checkpoint/"
 SLOT = b"slot/"
+REPLICATION = b"replication"
+"""What the store is in the replication: bytes that `replication` writes and reads, as a map; see `Part`."""
+HANDOVER = b"handover"
+"""LSN of the last handover record, and the store that it names."""
 
 
 def numbered(prefix: bytes, number: int) -> bytes:
@@ -97,6 +102,59 @@ class Epoch(msgspec.Struct, frozen=True):
     writer: str
     fork_lsn: int
     chain: str
+
+
+class PartSlot(msgspec.Struct, frozen=True):
+    """A standby's slot, as far as the log is kept for it."""
+
+    name: str
+    lsn: int
+    is_lost: bool = False
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What an engine reads of the replication state: enough to know, before anybody steps it, what it must not do.
+
+    Attributes
+    ----------
+    role
+        "primary", "standby" or "fenced".
+    primary
+        The store that a standby follows.
+    rejoin
+        What is under way, with its phase, if anything.
+    """
+
+    role: str
+    reason: str = ""
+    primary: str = ""
+    peers: tuple[str, ...] = ()
+    slots: tuple[PartSlot, ...] = ()
+    rejoin: dict[str, Any] | None = None
+
+    @classmethod
+    def decode(cls, state: bytes) -> Part:
+        """Read the part of a replication state that an engine knows.
+
+        Raises
+        ------
+        Damaged
+            It is not what was written.
+        """
+        try:
+            return msgspec.msgpack.decode(state, type=cls)
+        except msgspec.MsgspecError as exc:
+            raise Damaged(f"the replication state cannot be read: {exc}", details={"family": "meta"}) from exc
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether it writes without having asked anybody first."""
+        return self.role == "primary" and not self.peers and self.rejoin is None
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether no record may be cut, since a rejoin will export what is in the log."""
+        return self.rejoin is not None and self.rejoin.get("phase") not in ("follow", "verify")
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,12 +79,15 @@ class StoreDirectory:
         Whether this call made the store, or completed a creation that was cut short.
     store_id
         16 bytes, this folder's own.
+    is_copied
+        The folder was copied, or moved to another file system: `store_id` is new, and not written before `adopt`.
     rocks, index, quarantine, witness
         Paths of the parts.
     """
 
-    def __init__(self, path: str, *, created: bool, store_id: bytes, lock_fd: int) -> None:
+    def __init__(self, path: str, *, created: bool, store_id: bytes, lock_fd: int, is_copied: bool = False) -> None:
         """Use `StoreDirectory.open`."""
+        self.is_copied = is_copied
         self.path = path
         self.created = created
         self.store_id = store_id
@@ -126,6 +129,12 @@ class StoreDirectory:
                 raise
             raise _foreign(exc, path) from exc
 
+    def adopt(self) -> None:
+        """Take a copied folder for one of its own: its identity is durable when this returns."""
+        if self.is_copied:
+            _write_identity(self.path, self.store_id)
+            self.is_copied = False
+
     def close(self) -> None:
         """Let the lock go. Closing twice is harmless."""
         fd, self._lock_fd = self._lock_fd, -1
@@ -151,13 +160,15 @@ class StoreDirectory:
             created = not _is_store(path)
             if not created:
                 _check_rocks(path)
-            store_id = _read_identity(path) or _mint_identity(path)
+            found = _read_identity(path)
+            is_copied = found is None and os.path.exists(os.path.join(path, _IDENTITY_FILE))
+            store_id = found or (uuid.uuid4().bytes if is_copied else _mint_identity(path))
             for name in _FOLDERS:
                 _make_folders(os.path.join(path, name))
             if created:
                 _write_durably(path, _FORMAT_FILE, {"magic": _MAGIC, "version": FORMAT_VERSION})
             _remove_marker(path)
-            return cls(path, created=created, store_id=store_id, lock_fd=lock_fd)
+            return cls(path, created=created, store_id=store_id, lock_fd=lock_fd, is_copied=is_copied)
         except BaseException:
             os.close(lock_fd)
             raise
@@ -329,8 +340,12 @@ def _read_identity(path: str) -> bytes | None:
 
 def _mint_identity(path: str) -> bytes:
     store_id = uuid.uuid4().bytes
-    _write_durably(path, _IDENTITY_FILE, {"store_id": store_id.hex(), "inode": os.stat(path).st_ino})
+    _write_identity(path, store_id)
     return store_id
+
+
+def _write_identity(path: str, store_id: bytes) -> None:
+    _write_durably(path, _IDENTITY_FILE, {"store_id": store_id.hex(), "inode": os.stat(path).st_ino})
 
 
 def _read_json(path: str, name: str) -> dict[str, Any]:

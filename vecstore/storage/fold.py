@@ -48,7 +48,17 @@ from . import catalog
 from .base import Batch, Family, KeyValueStore
 from .catalog import CollectionState, Definition, Epoch, Tip
 
-__all__ = ["CollectionState", "Fold", "HashesOf", "PointsChange", "Staged", "decode_change", "digest_of"]
+__all__ = [
+    "Change",
+    "CollectionState",
+    "Fold",
+    "HashesOf",
+    "PointsChange",
+    "Position",
+    "Staged",
+    "decode_change",
+    "digest_of",
+]
 
 _U64 = struct.Struct("<Q")
 _REQUEST = struct.Struct("<QqQ")
@@ -90,6 +100,14 @@ class PointsChange:
         return cls(body, pieces, [hashed(piece) for piece in pieces], payloads)
 
 
+Change = PointsChange | Definition | dict[str, Any] | Epoch
+"""What a record does: points, or the JSON body of a record about a collection or an epoch."""
+
+
+Position = tuple[Tip, dict[int, CollectionState], int]
+"""Where a fold is: tip, collections, and how many epochs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Staged:
     """A record with its place in the history, not yet written.
@@ -129,6 +147,7 @@ class Fold:
         self.tip = Tip(0, 0, chain_seed(lineage), 0, 0)
         self.collections: dict[int, CollectionState] = {}
         self.epochs: list[Epoch] = []
+        self._handover = (0, "")
         self._load()
 
     def _load(self) -> None:
@@ -140,6 +159,9 @@ class Fold:
         for number, data in definitions:
             self.collections[number] = CollectionState.decode(data, digests[number])
         self.epochs = [msgspec.json.decode(data, type=Epoch) for _, data in self._prefixed(catalog.EPOCH)]
+        (handover,) = self._store.get(Family.META, [catalog.HANDOVER])
+        if handover is not None:
+            self._handover = msgspec.json.decode(handover, type=tuple[int, str])
         found = [(key, _REQUEST.unpack(value)) for key, value in self._store.scan(Family.REQUESTS, b"")]
         for key, entry in sorted(found, key=lambda pair: pair[1][0]):
             self._remember(key, entry)
@@ -148,13 +170,19 @@ class Fold:
         for key, value in self._store.scan(Family.META, prefix, prefix[:-1] + bytes([prefix[-1] + 1])):
             yield catalog.number_of(prefix, key), value
 
+    @property
+    def handover(self) -> str:
+        """The store that the record at the tip hands over to, "" where it is not a handover."""
+        lsn, target = self._handover
+        return target if lsn == self.tip.lsn else ""
+
     # -- staging -----------------------------------------------------------------------------------------------------
 
     def stage(
         self,
         kind: Kind,
         collection: int,
-        change: PointsChange | Definition | dict[str, Any] | Epoch,
+        change: Change,
         *,
         time_us: tuple[int, int],
         request_id: bytes = NO_REQUEST,
@@ -197,8 +225,23 @@ class Fold:
         mark = Mark(chain, state.digest if state else 0, state.points if state else 0)
         return self._take(Staged(Record(header, parts, mark), points, state))
 
-    def restage(self, record: Record, *, trust: bool = False) -> Staged:
+    def restage(
+        self,
+        record: Record,
+        *,
+        trust: bool = False,
+        change: Change | None = None,
+        present: Sequence[bool] | None = None,
+        hashes_of: HashesOf | None = None,
+    ) -> Staged:
         """Take a finished record: from the log after a crash (`trust`), from a primary or an archive.
+
+        Parameters
+        ----------
+        change
+            What it does, where that was decoded already.
+        present, hashes_of
+            As `stage` takes them.
 
         Raises
         ------
@@ -211,7 +254,7 @@ class Fold:
             raise Damaged(f"record {header.lsn} does not follow record {self.tip.lsn}", details=place)
         if next_chain(self.tip.chain, header.encode(), record.parts) != record.mark.chain:
             raise Damaged(f"record {header.lsn} breaks the chain", details=place)
-        change = decode_change(record)
+        change = decode_change(record) if change is None else change
         if trust and isinstance(change, PointsChange):
             before = self.collections[header.collection]
             state: CollectionState | None = replace(
@@ -221,7 +264,7 @@ class Fold:
                 points=record.mark.points,
             )
         else:
-            state = self._after(header, change, None)
+            state = self._after(header, change, present, hashes_of)
             if state is not None and (state.digest, state.points) != (record.mark.digest, record.mark.points):
                 raise Damaged(f"record {header.lsn} gives another digest than its mark says", details=place)
         return self._take(Staged(record, change if isinstance(change, PointsChange) else None, state))
@@ -237,7 +280,7 @@ class Fold:
     def _after(
         self,
         header: Header,
-        change: PointsChange | Definition | dict[str, Any] | Epoch,
+        change: Change,
         present: Sequence[bool] | None,
         hashes_of: HashesOf | None = None,
     ) -> CollectionState | None:
@@ -246,6 +289,10 @@ class Fold:
             return CollectionState(change)
         if isinstance(change, Epoch):
             self.epochs.append(change)
+            return None
+        if header.kind == Kind.HANDOVER:
+            assert isinstance(change, dict)
+            self._handover = (header.lsn, change["to"])
             return None
         before = self.collections[header.collection]
         if isinstance(change, PointsChange):
@@ -337,8 +384,9 @@ class Fold:
     def _about(self, staged: Staged, piece: list[tuple[Family, bytes, bytes | None]]) -> None:
         header = staged.record.header
         if header.kind == Kind.EPOCH:
-            epoch = self.epochs[-1]
-            piece.append((Family.META, catalog.numbered(catalog.EPOCH, epoch.number), msgspec.json.encode(epoch)))
+            piece.append((Family.META, catalog.numbered(catalog.EPOCH, header.epoch), staged.record.body))
+        elif header.kind == Kind.HANDOVER:
+            piece.append((Family.META, catalog.HANDOVER, msgspec.json.encode(self._handover)))
         gone = []
         if header.kind == Kind.DROP:
             gone.append(header.collection)
@@ -377,14 +425,16 @@ class Fold:
         self.requests[key] = entry
         self._order.append((key, entry[1]))
 
-    def position(self) -> tuple[Tip, dict[int, CollectionState], int]:
+    def position(self) -> Position:
         """Return where the fold is, for `rewind`."""
         return self.tip, dict(self.collections), len(self.epochs)
 
-    def rewind(self, position: tuple[Tip, dict[int, CollectionState], int]) -> None:
+    def rewind(self, position: Position) -> None:
         """Forget what was staged since a position. Only for records of which nothing was written."""
         self.tip, self.collections = position[0], position[1]
         del self.epochs[position[2] :]
+        if self._handover[0] > self.tip.lsn:
+            self._handover = (0, "")
         self.settle()
 
     def settle(self) -> None:
@@ -393,7 +443,7 @@ class Fold:
         self._counted_changes.clear()
 
 
-def decode_change(record: Record) -> PointsChange | Definition | dict[str, Any] | Epoch:
+def decode_change(record: Record) -> Change:
     """Return what a record does, as `Fold.stage` takes it."""
     kind = record.header.kind
     if kind in (Kind.UPSERT, Kind.DELETE):
