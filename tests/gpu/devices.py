@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from vecstore.index.norms import inverse_norms
 from vecstore.index.source import File, Source
 from vecstore.values import Metric
 
-__all__ = ["BACKENDS", "NO_GPU", "engine_of", "loaded", "opened", "source_of", "until"]
+__all__ = ["BACKENDS", "NO_GPU", "engine_of", "loaded", "loaded_in", "opened", "source_of", "until"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -40,6 +41,8 @@ BACKENDS = [
 ]
 """Backends of a worker: the one that runs anywhere, and GPUs."""
 WAIT_S = 60.0
+_PAUSE = threading.Event()
+"""Never set: between two looks, other threads run."""
 
 
 def opened(path: Path | str, backend: str, **config: Any) -> Database:
@@ -59,13 +62,17 @@ def until(what: str, true: Callable[[], Any], wait_s: float = WAIT_S) -> Any:
     end_s = time.monotonic() + wait_s
     while not (value := true()):
         assert time.monotonic() < end_s, f"{what}: not within {wait_s:.0f} s"
-        time.sleep(0.02)
+        _PAUSE.wait(0.02)
     return value
 
 
 def loaded(database: Database) -> None:
     """Wait until a device holds every sealed segment."""
-    engine = engine_of(database)
+    loaded_in(engine_of(database))
+
+
+def loaded_in(engine: Any) -> None:
+    """Do what `loaded` does, given the engine."""
 
     def has_all() -> bool:
         names = [

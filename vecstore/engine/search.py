@@ -119,7 +119,8 @@ def search(
     """
     parts: list[tuple[Floats, RowNumbers]] = []
     exact = True
-    for number, shard in enumerate(shards):
+    # No queries have no answers: kernels are not made to do nothing.
+    for number, shard in enumerate(shards if len(queries) else ()):
         said = None if answers is None else answers.get(number)
         found, compared = _sealed(shard, queries, k, condition, ask, cache, said)
         exact = exact and compared

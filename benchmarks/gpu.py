@@ -1,0 +1,315 @@
+"""Question: how near does a store on a GPU come to FAISS on that GPU, and an exact scan to what the GPU can do at all?
+
+One store with `device="gpu"` against raw faiss-gpu with the same kind of index at the same effort: from the first
+durable upsert to all indexed against train and add, batches of 1,000, recall and rate at three asks, single searches, a
+filter of 1% against comparing the matching rows alone, and an exact scan against the bytes that it must read and the
+operations that it must do. Then the same store served over gRPC from client processes on this machine: batches of 1,000
+and 100, and single searches of 1, 8, 64 and 256 callers.
+
+    python benchmarks/gpu.py --rows 1000000 --dim 128
+    python benchmarks/gpu.py --rows 10000000 --dim 96 --parts indexed,batches,recalls,served
+    python benchmarks/gpu.py --data debian --path DIR
+    python benchmarks/gpu.py --backend host --quick      # anywhere: a smoke test, its figures mean nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bench
+import dataset
+import gpu_raw
+import numpy as np
+import store
+from bench import Answer
+from callers import Crew, Order
+from dataset import Dataset, Floats
+from server import Server
+
+import vecstore
+
+K = 10
+BATCH = 1_000
+ASKS = (0.90, 0.95, 0.99)
+PROCESSES = 8
+CALLERS = {1: (1, 1), 8: (8, 1), 64: (8, 8), 256: (16, 16)}
+PARTS = ("indexed", "batches", "exact", "recalls", "singles", "filter", "served")
+LOADED_S_MAX = 3_600.0
+
+
+class Measured:
+    """What all parts share: the data, the open store, and the raw index beside it."""
+
+    def __init__(self, report: bench.Report, data: Dataset, args: argparse.Namespace, folder: Path) -> None:
+        self.report, self.data, self.args, self.folder = report, data, args, folder
+        self.backend: str = args.backend
+        self.batch = min(BATCH, len(data.queries))
+        self.config = {"device_backend": self.backend, "device_rows_min": 1}
+        began_s = time.perf_counter()
+        self.used_before = gpu_raw.memory_used_bytes(self.backend)
+        self.database = vecstore.open(str(folder), device="gpu", config=self.config)
+        self.points = self.database.create_collection(store.COLLECTION, data.dim, fields=store.FIELDS)
+        step = min(10_000, 7_000_000 // data.dim)
+        for start in range(0, data.count, step):
+            stop = min(start + step, data.count)
+            payloads = store.payloads_of(data, start, stop)
+            self.points.upsert(np.arange(start, stop), data.rows[start:stop], payloads)
+        self.durable_s = time.perf_counter() - began_s
+        self.points.optimize()
+        self.built_s = time.perf_counter() - began_s
+        self.held = self._loaded()
+        self.indexed_s = time.perf_counter() - began_s
+        self.raw = gpu_raw.Raw(self.held["kind"], self.backend, data.dim, data.count)
+        self.raw_s = self.raw.filled_s(data.unit_rows)
+
+    def _loaded(self) -> dict[str, Any]:
+        """Wait until a device holds every row, and, of an index with lists, its curve; return what it holds."""
+        end_s = time.perf_counter() + LOADED_S_MAX
+        while time.perf_counter() < end_s:
+            status = self.database.status()
+            held = [one for device in status["devices"] for one in device["segments"].values() if one["ready"]]
+            known = all(one["kind"] == "flat" or one["recall"]["source"] == "measured" for one in held)
+            if sum(one["rows"] for one in held) >= self.data.count and known:
+                return max(held, key=lambda one: int(one["rows"]))
+            if status["device_refused"]:
+                raise SystemExit(f"the device takes none of it: {status['device_refused']}")
+            time.sleep(0.05)
+        raise SystemExit("the device did not load the rows in an hour")
+
+    def search(self, queries: Floats, **keywords: Any) -> Any:
+        """Search a batch of the store."""
+        return self.points.search_batch(queries, K, **keywords)
+
+    def fallbacks(self) -> dict[str, int]:
+        """Return how often the CPU had to answer."""
+        found: dict[str, int] = self.database.status()["device_fallbacks"]
+        return found
+
+
+def indexed(m: Measured) -> None:
+    """Compare filling the store until all is indexed with training and adding."""
+    rate = m.data.count / m.durable_s
+    m.report.add(Answer("durable ingest", rate, "rows/s", None, None, {"seconds": m.durable_s}))
+    used = gpu_raw.memory_used_bytes(m.backend) - m.used_before
+    detail = {
+        "store s": m.indexed_s,
+        "indexed on the CPU s": m.built_s,
+        "raw s": m.raw_s,
+        "kind": m.held["kind"],
+        "lists": m.held["lists"],
+        "predicted bytes": m.held["bytes"],
+        "device bytes, store and raw": used,
+    }
+    m.report.add(Answer("until all indexed, against train and add", m.raw_s / m.indexed_s, "x", 0.3, None, detail))
+
+
+def batches(m: Measured) -> None:
+    """Compare batches with raw FAISS of the same index and effort."""
+    queries, unit = m.data.queries[: m.batch], m.data.unit_queries[: m.batch]
+    candidates, probes = effort(m, 0.95)
+    ours = bench.interleaved(
+        lambda _: bench.timed(lambda: m.search(queries, recall=0.95)),
+        lambda _: bench.timed(lambda: m.raw.search(unit, candidates, probes)),
+        m.args.rounds,
+    )
+    detail = {
+        "vecstore queries/s": m.batch / ours.ours,
+        "faiss queries/s": m.batch / ours.raw,
+        "candidates": candidates,
+        "probes": probes,
+        "fallbacks": m.fallbacks(),
+    }
+    m.report.add(Answer(f"search_batch of {m.batch}, embedded", ours.speed_ratio, "x", 0.9, None, detail))
+
+
+def effort(m: Measured, recall: float) -> tuple[int, int]:
+    """Return candidates and lists that the store asks its device for."""
+    from vecstore.inputs import Ask
+
+    accelerator = m.database.engine.accelerator  # type: ignore[attr-defined]
+    segment = max(store.sealed_segments(m.database), key=lambda one: int(one.rows))
+    device = accelerator.devices.holder(segment.name)
+    question = accelerator._question(segment, device, K, Ask(recall), 1.0, False, None)
+    return question.candidates, question.probes
+
+
+def exact(m: Measured) -> None:
+    """Compare exact batches with the bytes that a scan must read, and the operations that it must do."""
+    queries = m.data.queries[: m.batch]
+    seconds = [bench.timed(lambda: m.search(queries, exact=True)) for _ in range(m.args.rounds + 1)][1:]
+    rate = m.batch / bench.quantile(seconds, 0.5)
+    limit = gpu_raw.limit_per_s(m.backend, m.data.count, m.data.dim, m.batch)
+    detail = {"queries/s": rate, **limit, "kind": m.held["kind"], "fallbacks": m.fallbacks()}
+    m.report.add(
+        Answer(f"exact scan in batches of {m.batch}, of its limit", rate / limit["limit"], "x", 0.5, None, detail)
+    )
+
+
+def recalls(m: Measured) -> None:
+    """Measure recall and rate at each ask."""
+    truth = m.data.truth(K, queries=m.batch)
+    queries = m.data.queries[: m.batch]
+    for ask in ASKS:
+        found = m.search(queries, recall=ask).ids
+        recall = float(m.data.recall(found, truth).mean())
+        seconds = [bench.timed(lambda ask=ask: m.search(queries, recall=ask)) for _ in range(m.args.rounds)]
+        candidates, probes = effort(m, ask)
+        detail = {"queries/s": m.batch / bench.quantile(seconds, 0.5), "candidates": candidates, "probes": probes}
+        m.report.add(Answer(f"recall asked {ask:.2f}, k = {K}", recall, "", ask - 0.01, None, detail))
+
+
+def singles(m: Measured) -> None:
+    """Measure single searches, one after the other."""
+    queries = list(m.data.queries[:500])
+    for ask in ASKS:
+        times = bench.call_times(lambda query, ask=ask: m.points.search(query, K, recall=ask), queries)
+        p50, p99 = (1e6 * bench.quantile(times, share) for share in (0.5, 0.99))
+        m.report.add(Answer(f"one search, recall {ask:.2f}", p50, "us", None, None, {"p99 us": p99}))
+
+
+def filtered(m: Measured) -> None:
+    """Compare batches under a filter of 1% with comparing the matching rows, which lie on the device already."""
+    queries, unit = m.data.queries[: m.batch], m.data.unit_queries[: m.batch]
+    matching = np.flatnonzero(m.data.bucket < dataset.BUCKETS // 100)
+    wanted: dict[str, Any] = {"bucket": {"$lt": dataset.BUCKETS // 100}}
+    scan = gpu_raw.gathered_scan(m.backend, m.data.unit_rows[matching], unit, K)
+    pair = bench.interleaved(
+        lambda _: bench.timed(lambda: m.search(queries, recall=0.95, filter=wanted)),
+        lambda _: bench.timed(scan),
+        m.args.rounds,
+    )
+    found = m.search(queries, recall=0.95, filter=wanted).ids
+    recall = float(m.data.recall(found, m.data.truth(K, matching, m.batch)).mean())
+    m.report.add(Answer("filter of 1%: recall asked 0.95", recall, "", 0.95, None, {"matching": len(matching)}))
+    detail = {"vecstore queries/s": m.batch / pair.ours, "scan queries/s": m.batch / pair.raw}
+    m.report.add(Answer("filter of 1%, against an exact scan of its rows", pair.speed_ratio, "x", 0.5, None, detail))
+
+
+def served(m: Measured) -> None:
+    """Serve the store over gRPC, and compare batches with the embedded store."""
+    queries = m.data.queries
+    embedded = [bench.timed(lambda: m.search(queries[: m.batch])) for _ in range(m.args.rounds)]
+    embedded_per_s = m.batch / bench.quantile(embedded, 0.5)
+    m.database.close()
+    os.environ |= {"VECSTORE_SERVER_DEVICE": "gpu", "VECSTORE_DEVICE_BACKEND": m.backend}
+    os.environ |= {"VECSTORE_DEVICE_ROWS_MIN": "1"}
+    server = Server(m.folder)
+    try:
+        await_device(server.address, m.data.count)
+        for size in sorted({m.batch, min(100, m.batch)}, reverse=True):
+            rate, times = batch_clients(server.address, queries, size, m.args.seconds)
+            ratio = Answer(f"served, batches of {size}, {PROCESSES} processes", rate / embedded_per_s)
+            ratio.at_least = 0.5 if size == m.batch else None
+            ratio.detail = {
+                "queries/s": rate,
+                "embedded queries/s": embedded_per_s,
+                "p50 ms": 1e3 * bench.quantile(times, 0.5),
+                "p99 ms": 1e3 * bench.quantile(times, 0.99),
+            }
+            m.report.add(ratio)
+        for callers, (processes, threads) in CALLERS.items():
+            if m.args.quick and callers > 8:
+                continue
+            with Crew(processes, queries, K) as crew:
+                crew.carry_out(Order("vecstore", server.address, 0.2, threads))
+                tally = crew.carry_out(Order("vecstore", server.address, m.args.seconds, threads))
+            detail = {
+                "p50 ms": 1e3 * bench.quantile(tally.seconds, 0.5),
+                "p99 ms": 1e3 * bench.quantile(tally.seconds, 0.99),
+                "failed": sum(tally.failed.values()),
+            }
+            rate = len(tally.seconds) / m.args.seconds
+            m.report.add(Answer(f"served, single searches of {callers} callers", rate, "queries/s", None, None, detail))
+    finally:
+        server.stop()
+
+
+def await_device(address: str, rows: int) -> None:
+    """Wait until the server's device holds every row."""
+    with vecstore.connect(address) as database:
+        end_s = time.perf_counter() + LOADED_S_MAX
+        while time.perf_counter() < end_s:
+            segments = [one for device in database.status()["devices"] for one in device["segments"].values()]
+            if sum(one["rows"] for one in segments if one["ready"]) >= rows:
+                return
+            time.sleep(0.1)
+    raise SystemExit("the server's device did not load the rows in an hour")
+
+
+def batch_clients(address: str, queries: Floats, size: int, seconds: float) -> tuple[float, list[float]]:
+    """Have processes search batches for a time; return queries a second, and seconds of each call."""
+    context = multiprocessing.get_context("spawn")
+    pool = [context.Pipe() for _ in range(PROCESSES)]
+    processes = [
+        context.Process(target=batch_client, args=(there, address, np.roll(queries, 97 * i, axis=0)[:size], seconds))
+        for i, (_, there) in enumerate(pool)
+    ]
+    for process in processes:
+        process.start()
+    for here, _ in pool:
+        here.recv()
+    for here, _ in pool:
+        here.send(None)
+    times = [one for here, _ in pool for one in here.recv()]
+    for process in processes:
+        process.join()
+    return size * len(times) / seconds, times
+
+
+def batch_client(pipe: Any, address: str, queries: Floats, seconds: float) -> None:
+    """Search one batch again and again, beginning when told."""
+    with vecstore.connect(address) as database:
+        points = database.collection(store.COLLECTION)
+        points.search_batch(queries, K)
+        pipe.send(None)
+        pipe.recv()
+        times, end_s = [], time.perf_counter() + seconds
+        while (began_s := time.perf_counter()) < end_s:
+            points.search_batch(queries, K)
+            times.append(time.perf_counter() - began_s)
+    pipe.send(times)
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    bench.add_arguments(parser)
+    dataset.add_arguments(parser)
+    parser.add_argument("--backend", choices=["cuda", "host"], default="cuda", help="host runs without a GPU")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of: " + ",".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of the server")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 2, 0.3
+    bench.warn_if_busy()
+    data = dataset.load(args)
+    report = bench.Report("gpu", bench.question(__doc__), data.name, args.out, bench.arguments_shown(args))
+    report.arguments |= gpu_raw.described(args.backend)
+    parts: dict[str, Callable[[Measured], None]] = {
+        "indexed": indexed,
+        "batches": batches,
+        "exact": exact,
+        "recalls": recalls,
+        "singles": singles,
+        "filter": filtered,
+        "served": served,
+    }
+    with bench.work_folder(args) as folder:
+        measured = Measured(report, data, args, folder / "store")
+        try:
+            for part in args.parts.split(","):
+                parts[part](measured)
+        finally:
+            measured.database.close()
+    print(report.finish())
+
+
+if __name__ == "__main__":
+    main()
