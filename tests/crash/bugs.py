@@ -233,7 +233,7 @@ def answered_before_the_sync() -> None:
         if durable:
             self.sync()
 
-    original = replace(Committer, "_commit", commit)
+    original = replace(Committer, "commit", commit)
 
 
 @bug("failed_sync")
@@ -242,7 +242,7 @@ def view_published_early() -> None:
 
     def apply(self: Committer, group: Any) -> None:
         original(self, group)
-        self._publish()
+        self.publish()
 
     original = replace(Committer, "_apply", apply)
 
