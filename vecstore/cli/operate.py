@@ -37,6 +37,11 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
         for trouble in (archive["problem"], archive["gap"]):
             if trouble:
                 print(f"         {trouble}")
+    for device in status.get("devices", ()):
+        of = f"{device['reserved_bytes']:,} of {device['budget_bytes']:,} bytes, {len(device['segments'])} segments"
+        print(f"device   {device['device']} {device['name']}: {device['problem'] or device['state']}, {of}")
+    for segment, reason in status.get("device_refused", {}).items():
+        print(f"         {segment} is on the CPU: {reason}")
     collections = status["collections"]
     if not collections:
         print("no collections")
@@ -106,11 +111,13 @@ def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
     path = store_directory(where)
     try:
         from ..engine import doctor
+        from ..index import device
     except ImportError as exc:
         raise missing(exc.name or str(exc), "cpu") from exc
     with_loss: dict[str, Any] | None = doctor.accept_loss(path) if accept_loss else None
     found: dict[str, Any] = doctor.diagnose(path)
-    report = {**found, **({"accepted": with_loss} if with_loss is not None else {})}
+    accepted = {"accepted": with_loss} if with_loss is not None else {}
+    report = {**found, "devices": device.described(), **accepted}
     out.result(report, lambda: _print_diagnosis(where, report))
     if not found["ok"]:
         raise SystemExit(1)
@@ -130,6 +137,7 @@ def _print_diagnosis(where: str, report: dict[str, Any]) -> None:
             print(f"  {name.replace('_', ' ')}: {value}")
     for finding in report["findings"]:
         print(f"found, and mended by the next open: {finding}")
+    print(f"devices: {report['devices']}")
 
 
 def _print_accepted(accepted: dict[str, Any]) -> None:

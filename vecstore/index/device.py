@@ -26,7 +26,7 @@ from .handle import Order
 from .placement import Room, Wanted, place
 from .telemetry import Telemetry
 
-__all__ = ["Device", "Devices", "found", "has_gpu_code", "resolve"]
+__all__ = ["Device", "Devices", "described", "found", "has_gpu_code", "resolve"]
 
 Device = Literal["auto", "cpu", "gpu"]
 _PROC = Path("/proc/driver/nvidia/gpus")
@@ -85,6 +85,16 @@ def resolve(device: str, backend: str = "cuda") -> Literal["cpu", "gpu"]:
             hint="use device='auto'; look at nvidia-smi and CUDA_VISIBLE_DEVICES",
         )
     return "gpu"
+
+
+def described() -> str:
+    """Return in a sentence what `device="auto"` takes, and why."""
+    names = found()
+    if not names:
+        return "no GPU can be seen: searches run on the CPU"
+    if not has_gpu_code():
+        return f"{len(names)} GPUs can be seen, but FAISS has no GPU code or CuPy is missing: searches run on the CPU"
+    return f"{len(names)} GPUs: {', '.join(names)}"
 
 
 class Devices:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from .. import __version__
 from .admission import LaneLoad
+from .device_metrics import DEVICE_FAMILIES, of_devices
 from .family import Family, Samples, counter, gauge
 from .region_metrics import REGION_FAMILIES, of_drills, of_replication
 
@@ -83,6 +84,8 @@ FAMILIES: dict[str, Family] = {
     "vecstore_certificate_expiry_seconds": Family(
         "gauge", "When the server's certificate ends, in seconds since the Unix epoch; absent without TLS."
     ),
+    # -- GPUs
+    **DEVICE_FAMILIES,
     # -- other stores
     **REGION_FAMILIES,
 }
@@ -200,6 +203,7 @@ class ServerMetrics:
         yield from _of_store(status)
         yield from _of_engine(status.get("metrics", {}), status.get("filter_cache", {}))
         yield from _of_collections(status["collections"], self._recall())
+        yield from of_devices(status)
         yield from of_replication(self._replication(), self._retained_bytes_max)
         yield from of_drills(self._drills())
 
