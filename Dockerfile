@@ -48,7 +48,8 @@ ENTRYPOINT ["entrypoint"]
 CMD ["serve"]
 
 FROM runtime AS gpu
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# CuPy keeps what it has compiled in a folder that must be writable; one GPU's kernels take seconds to compile again.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CUPY_CACHE_DIR=/tmp/cupy
 COPY --from=build-gpu /opt/vecstore /opt/vecstore
 
 FROM runtime AS cpu

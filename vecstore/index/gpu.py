@@ -74,6 +74,8 @@ class CudaBackend:
         # As much again as FAISS's scratch is CuPy's, for queries, answers and candidates.
         budget = options.budget_bytes or int(_SHARE * max(0, free - options.scratch_bytes))
         self.ledger = Ledger(budget, options.failing_allocation)
+        # Whatever the formulas say, CuPy takes no more; FAISS allocates what they say of its indexes.
+        self._pool.set_limit(size=budget + options.scratch_bytes)
         properties = cupy.cuda.runtime.getDeviceProperties(0)
         self.name = properties["name"].decode()
         self.candidates_max = _WIDTH_CUVS if self._has_cuvs else _WIDTH_LISTS
