@@ -53,6 +53,8 @@ __all__ = ["Engine"]
 
 STAGING = "snapshot"
 """Folder in the store's own, where snapshots link what they upload."""
+OUTGOING = "outgoing"
+"""Folder in the store's own, where contents are linked that other stores fetch."""
 
 
 class Engine:
@@ -187,7 +189,8 @@ class Engine:
         for name in os.listdir(self.directory.quarantine):
             shutil.rmtree(os.path.join(self.directory.quarantine, name))
         # A snapshot that was under way when the process before died has left its links.
-        shutil.rmtree(os.path.join(self.directory.path, STAGING), ignore_errors=True)
+        for name in (STAGING, OUTGOING):
+            shutil.rmtree(os.path.join(self.directory.path, name), ignore_errors=True)
 
     def _take_part(self) -> None:
         """Find out what this store may do before anybody speaks for it: whether it takes writes, what log it keeps."""

@@ -11,6 +11,7 @@
     DIR/index/               segment files
     DIR/quarantine/          damaged write-ahead logs, kept until they are proven to be needless
     DIR/witness              see `storage/witness.py`
+    DIR/swap.json            other contents are being put in place, see `storage/swap.py`
 
 Invariants
 ----------
@@ -51,8 +52,9 @@ from ..errors import (
     Unavailable,
     VecstoreError,
 )
+from .swap import SWAP_FILE, finish
 
-__all__ = ["FORMAT_VERSION", "RESTORING_FILE", "StoreDirectory", "complete", "is_store"]
+__all__ = ["FORMAT_VERSION", "RESTORING_FILE", "StoreDirectory", "begin", "complete", "is_store"]
 
 FORMAT_VERSION = 1
 _FORMAT_FILE = "vecstore.json"
@@ -145,6 +147,8 @@ class StoreDirectory:
     def _open_to_read(cls, path: str, complete: bool) -> StoreDirectory:
         if not complete:
             raise NotFound(f"path: there is no store at {path}", hint="a read-only open makes none")
+        if os.path.exists(os.path.join(path, SWAP_FILE)):
+            raise Unavailable(f"path: the contents of {path} are being replaced", hint="try again, or open it to write")
         _check_rocks(path)
         return cls(path, created=False, store_id=_read_identity(path) or uuid.uuid4().bytes, lock_fd=-1)
 
@@ -156,6 +160,7 @@ class StoreDirectory:
             _mark_creation(path)
         lock_fd = _lock(path)
         try:
+            finish(path)
             # Another process may have created the store between the look and the lock.
             created = not _is_store(path)
             if not created:
@@ -179,14 +184,55 @@ def is_store(path: str) -> bool:
     return os.path.lexists(os.path.join(path, _FORMAT_FILE))
 
 
+def begin(path: str) -> StoreDirectory:
+    """Hold a new or empty folder that is to be filled with the contents of another store; it gets its identity now.
+
+    It may be a folder in which that was begun before. Where only the end of it was missing, it is a store afterwards:
+    see `is_store`. `complete` makes it one.
+
+    Raises
+    ------
+    InvalidArgument
+        Something else is in the folder; it was left untouched.
+    Locked
+        Another process is at it.
+    """
+    path = _absolute(path)
+    marker = os.path.join(path, RESTORING_FILE)
+    try:
+        if not os.path.exists(marker) and _is_store(path):
+            raise InvalidArgument(f"path: there is a store at {path} already; it was left untouched")
+        _make_folders(path)
+        _sync_ancestors(path)
+        if not is_store(path):
+            os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+            _sync_folder(path)
+        lock_fd = _lock(path)
+        try:
+            finish(path, lambda: complete(path))
+            store_id = _read_identity(path) or _mint_identity(path)
+            return StoreDirectory(path, created=True, store_id=store_id, lock_fd=lock_fd)
+        except BaseException:
+            os.close(lock_fd)
+            raise
+    except OSError as exc:
+        if isinstance(exc, VecstoreError):
+            raise
+        raise _foreign(exc, path) from exc
+
+
 def complete(path: str) -> None:
-    """Make a store of a folder that a restore has filled: its parts are durable, now its format file is, too."""
+    """Make a store of a folder that a restore has filled: its parts are durable, now its format file is, too.
+
+    Done twice it is done once.
+    """
     for name in _FOLDERS:
         _make_folders(os.path.join(path, name))
         _sync_folder(os.path.join(path, name))
     _sync_folder(path)
     _write_durably(path, _FORMAT_FILE, {"magic": _MAGIC, "version": FORMAT_VERSION})
-    os.unlink(os.path.join(path, RESTORING_FILE))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(path, RESTORING_FILE))
     _sync_folder(path)
 
 
