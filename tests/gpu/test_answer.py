@@ -236,3 +236,21 @@ def test_gathered_rows_are_kept_within_the_budget(name: str, tmp_path: Path) -> 
         held.forget_all(backend)
         assert backend.ledger.reserved.keys() <= {"s", "page", "search", "scan", "rescore", "call"}
     assert all(np.array_equal(one, other) for one, other in zip(answers[:39], answers[39:], strict=True))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("rows_max", [1, 7, 1_000, 5_000])
+def test_a_source_reads_files_as_one(metric: Metric, rows_max: int, tmp_path: Path) -> None:
+    """Blocks, gathered rows, row numbers and masks are those of the rows, whatever files they lie in."""
+    vectors = normal_vectors(2_345, 5, 1)
+    source = source_of(tmp_path, vectors, metric)
+    wanted = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if metric == "cosine" else vectors
+    assert np.concatenate(list(source.blocks(rows_max))) == pytest.approx(wanted, abs=1e-6)
+    positions = np.random.default_rng(1).integers(0, 2_345, 400)
+    assert source.gathered(positions) == pytest.approx(wanted[positions], abs=1e-6)
+    numbers = source.row_numbers(np.arange(2_345))
+    assert numbers.tolist() == [i + 96 * (i // 1_000) for i in range(2_345)]
+    assert source.row_numbers(np.array([[-1, 1_000]])).tolist() == [[-1, 1_096]]
+    chosen = np.random.default_rng(2).random(numbers[-1] + 1) < 0.3
+    assert np.array_equal(source.mask(np.packbits(chosen, bitorder="little")), chosen[numbers])
+    assert source.mask(np.packbits(chosen[:1_200], bitorder="little")).sum() == chosen[:1_200][numbers[:1_104]].sum()

@@ -38,6 +38,8 @@ _log = logging.getLogger("vecstore")
 
 ANSWER_S_MAX = 2.0
 """A search waits so long for a device; then the CPU answers, and nobody asks until the device has caught up."""
+ANSWER_S_EACH = 0.002
+"""So much longer for each query of the question."""
 HANG_S = 120.0
 """A worker that owes an answer for so long is ended."""
 START_S_MAX = 120.0
@@ -322,8 +324,16 @@ class Device:
         """
         pending = self._asked(segment, queries, question, selection)
         if isinstance(pending, str):
-            self.fallbacks[pending] += 1
+            self.count(pending)
         return pending
+
+    def count(self, reason: str) -> None:
+        """Count a question that the device did not answer, or with an empty reason one that it did."""
+        with self._lock:
+            if reason:
+                self.fallbacks[reason] += 1
+            else:
+                self.asked += 1
 
     def _asked(self, segment: str, queries: Floats, question: Question, selection: Selection | None) -> Pending | str:
         with self._lock:
@@ -572,20 +582,19 @@ class Pending:
     ) -> None:
         self._device, self._run, self._waiter, self._shape, self._places = device, run, waiter, shape, places
 
-    def answer(self, timeout_s: float = ANSWER_S_MAX) -> Answer | str:
+    def answer(self, timeout_s: float = float("inf")) -> Answer | str:
         """Wait for the answer; return it, or why there is none. To be called once."""
-        outcome = self._waiter.wait(min(timeout_s, ANSWER_S_MAX))
+        outcome = self._waiter.wait(min(timeout_s, ANSWER_S_MAX + ANSWER_S_EACH * self._shape[0]))
         problem = "slow" if outcome is _LATE else "died" if outcome is None else str(outcome.problem)
         if outcome is None or outcome is _LATE:
-            self._device.fallbacks[problem] += 1
+            self._device.count(problem)
             return problem
         try:
+            self._device.count(problem)
             if problem:
-                self._device.fallbacks[problem] += 1
                 return problem
             arena = self._run.arena
             rows = arena.array("<i8", self._shape, self._places[0]).copy()
-            self._device.asked += 1
             return Answer(rows, arena.array("<f4", self._shape[:1], self._places[1]).copy())
         finally:
             self._waiter.finish()

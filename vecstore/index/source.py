@@ -80,7 +80,19 @@ class Source:
     def blocks(self, rows_max: int) -> Iterator[Floats]:
         """Iterate over all vectors as codes are taken of them: of unit length under cosine; float32 (n, dim)."""
         for start in range(0, self.rows, rows_max):
-            yield self.gathered(np.arange(start, min(start + rows_max, self.rows)))
+            stop = min(start + rows_max, self.rows)
+            first = int(np.searchsorted(self._firsts, start, side="right")) - 1
+            out = np.empty((stop - start, self.dim), np.float32)
+            at = start
+            while at < stop:
+                begin = int(self._firsts[first])
+                span = slice(at - begin, min(stop, int(self._firsts[first + 1])) - begin)
+                part = out[at - start : at - start + span.stop - span.start]
+                part[:] = self._vectors[first][span]
+                if self._norms:
+                    part *= self._norms[first][span, None]
+                at, first = begin + span.stop, first + 1
+            yield out
 
     def gathered(self, positions: Rows) -> Floats:
         """Return float32 (n, dim), the vectors at sorted or unsorted positions, of unit length under cosine."""
