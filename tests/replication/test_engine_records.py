@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from pathlib import Path
 
 import msgspec
@@ -14,7 +12,7 @@ import pytest
 import vecstore
 from vecstore.engine.database import EmbeddedDatabase
 from vecstore.engine.engine import Engine
-from vecstore.errors import DeadlineExceeded, InvalidArgument, NotPrimary, WriteLost
+from vecstore.errors import DeadlineExceeded, NotPrimary, WriteLost
 from vecstore.record import Token
 from vecstore.replication.durable import Durable
 from vecstore.replication.store_log import StoreLog
@@ -129,50 +127,6 @@ def test_an_epoch_and_the_state_are_one(tmp_path: Path) -> None:
         assert database.collection("a").count() == 2
 
 
-def test_a_fence_lets_no_write_be_done_afterwards(tmp_path: Path) -> None:
-    """Writers race the fence: what is done is in the log, what was refused is not, nothing is done behind it."""
-    database = vecstore.open(str(tmp_path))
-    points = database.create_collection("a", DIM)
-    engine = engine_of(database)
-    committer = engine.committer
-    assert committer is not None
-    outcomes: list[tuple[str, int]] = []
-    ready = threading.Barrier(5)
-
-    def write(worker: int) -> None:
-        ready.wait()
-        for number in range(10_000):
-            id = worker * 10_000 + number
-            try:
-                points.upsert([id], np.ones((1, DIM)))
-                outcomes.append(("done", id))
-            except NotPrimary as exc:
-                outcomes.append((exc.outcome, id))
-                assert exc.outcome == "refused" or Token.decode(exc.details["token"]).lsn
-                return
-
-    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    deadline_s = time.monotonic() + 30
-    while len(outcomes) < 50 and time.monotonic() < deadline_s:
-        threads[0].join(0.001)
-    committer.fence(engine.not_primary)
-    lsn, done = database.status()["lsn"], sum(outcome == "done" for outcome, _ in outcomes)
-    for thread in threads:
-        thread.join()
-    assert database.status()["lsn"] == lsn
-    assert done >= 50
-    ids = {outcome: {id for o, id in outcomes if o == outcome} for outcome in ("done", "refused", "unknown")}
-    held = {point.id for point in points.scan()}
-    assert ids["done"] <= held
-    assert not ids["refused"] & held
-    committer.open_writes()
-    points.upsert([1], np.ones((1, DIM)))
-    database.close()
-
-
 def test_a_handover_is_the_last_record(tmp_path: Path) -> None:
     """It is durable when the call returns, nothing is written behind it, and the log says whom it names."""
     with vecstore.open(str(tmp_path)) as database:
@@ -202,25 +156,6 @@ def test_a_token_of_an_epoch_that_ended_below_it_is_lost(tmp_path: Path) -> None
         engine.committer.persist(STATE, Epoch(2, "cd", tip.lsn, tip.chain.hex()))
         with pytest.raises(WriteLost, match="epoch 1 ended"):
             database.collection("a").search(np.ones(DIM), after=token, timeout=5)
-
-
-def test_replicated_waits_for_the_synchronous_standby(tmp_path: Path) -> None:
-    """Without one it is bad input; in time it is the level reached; too late it is durable, and may be waited for."""
-    with vecstore.open(str(tmp_path)) as database:
-        points = database.create_collection("a", DIM)
-        with pytest.raises(InvalidArgument, match="synchronous standby"):
-            points.upsert([1], np.ones((1, DIM)), ack="replicated")
-        engine = engine_of(database)
-        committer = engine.committer
-        assert committer is not None
-        engine.synchronous = "west"
-        with pytest.raises(DeadlineExceeded) as caught:
-            points.upsert([1], np.ones((1, DIM)), ack="replicated", timeout=0.05)
-        assert caught.value.outcome == "durable"
-        token = caught.value.details["token"]
-        committer.on_durable = lambda: committer.replicated_to(committer.durable_lsn)
-        assert points.upsert([2], np.ones((1, DIM)), ack="replicated", timeout=30).ack == "replicated"
-        assert database.wait(token, ack="replicated", timeout=30).ack == "replicated"
 
 
 def test_a_log_is_read_the_same_from_memory_and_disk(tmp_path: Path) -> None:
