@@ -17,8 +17,6 @@ from .rocks import RocksStore
 
 __all__ = ["rebase"]
 
-REPLICATION = b"replication"
-
 
 def rebase(
     store: RocksStore,
@@ -44,7 +42,8 @@ def rebase(
     meta = Family.META
     batch: list[tuple[Family, bytes, bytes | None]] = [
         (meta, catalog.LINEAGE, secret),
-        (meta, REPLICATION, replication),
+        (meta, catalog.REPLICATION, replication),
+        (meta, catalog.HANDOVER, None),
     ]
     gone = [catalog.CHECKPOINT, catalog.SLOT] + ([] if in_place else [catalog.CHAIN])
     for prefix in gone:
