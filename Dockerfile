@@ -26,7 +26,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 FROM build AS build-gpu
 # The wheels bring CUDA's own libraries; of the machine only NVIDIA's driver is used. CuPy compiles with NVRTC.
 RUN --mount=type=cache,target=/var/cache/pip \
-    set -- /wheels/*.whl && /opt/vecstore/bin/pip install "$1[gpu,server]" 'cupy-cuda12x[ctk]'
+    set -- /wheels/*.whl && /opt/vecstore/bin/pip install "$1[gpu,server]"
 
 FROM python:${PYTHON}-slim-bookworm AS runtime
 RUN groupadd --gid 10001 vecstore \

@@ -16,7 +16,8 @@ import pytest
 from tests.support.data import mixture
 from vecstore.index.budget import Choice, layout, need
 from vecstore.index.channel import WorkerOptions
-from vecstore.index.handle import Device, Order
+from vecstore.index.handle import Device
+from vecstore.index.order import Order
 from vecstore.index.telemetry import Telemetry
 
 from .devices import NO_GPU, loaded, opened, source_of, until

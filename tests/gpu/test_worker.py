@@ -18,16 +18,18 @@ import numpy as np
 import pytest
 
 from tests.support.data import mixture
-from vecstore.index import handle
+from vecstore.index import handle, pending
 from vecstore.index.answer import Answer, Question
 from vecstore.index.budget import Choice, layout, need
 from vecstore.index.channel import Arena, WorkerOptions
 from vecstore.index.cpu import selection
 from vecstore.index.device import Devices
-from vecstore.index.handle import Device, Order, Pending
+from vecstore.index.handle import Device
+from vecstore.index.order import Order
+from vecstore.index.pending import Pending
 from vecstore.index.placement import Wanted
 
-from .devices import BACKENDS, source_of, until
+from .devices import BACKENDS, NO_GPU, source_of, until
 
 ROWS, DIM = 6_000, 16
 
@@ -58,8 +60,8 @@ def running(name: str, **options: Any) -> Iterator[Device]:
 
 def asked(device: Device, queries: Any, k: int = 10, chosen: Any = None, name: str = "s") -> Answer | str:
     """Ask for the k nearest."""
-    pending = device.ask(name, queries, Question(k, k), chosen)
-    return pending.answer() if isinstance(pending, Pending) else pending
+    begun = device.ask(name, queries, Question(k, k), chosen)
+    return begun.answer() if isinstance(begun, Pending) else begun
 
 
 def _has_restarted(device: Device, times: int) -> bool:
@@ -162,7 +164,7 @@ def test_a_worker_that_hangs_is_waited_for_once(name: str, tmp_path: Path, monke
     """An answer that is late is not waited for again: others are told at once, until it has come; the bytes are not
     lost.
     """
-    monkeypatch.setattr(handle, "ANSWER_S_MAX", 0.2)
+    monkeypatch.setattr(pending, "ANSWER_S_MAX", 0.2)
     vectors, queries = mixture(ROWS, DIM, 1), mixture(4, DIM, 2)
     with running(name) as device:
         device.load(ordered(tmp_path, vectors))
@@ -181,7 +183,7 @@ def test_a_worker_that_hangs_is_waited_for_once(name: str, tmp_path: Path, monke
 
 def test_a_worker_that_hangs_for_good_is_ended(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that owes an answer for too long is killed, and another started."""
-    monkeypatch.setattr(handle, "ANSWER_S_MAX", 0.05)
+    monkeypatch.setattr(pending, "ANSWER_S_MAX", 0.05)
     monkeypatch.setattr(handle, "HANG_S", 0.3)
     with running(name) as device:
         device.load(ordered(tmp_path, mixture(ROWS, DIM, 1)))
@@ -260,3 +262,17 @@ def test_the_arena_gives_each_byte_once(rng: np.random.Generator) -> None:
     assert arena.take(1 << 16) == 0
     assert arena.take(1) is None
     arena.close()
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
+def test_what_keeps_a_worker_from_starting_is_reported() -> None:
+    """A worker that cannot use its device says why before it ends, and is started again ever more seldom."""
+    device = Device("0", WorkerOptions(backend="cuda"), lambda: None)
+    device.start()
+    try:
+        until("two tries", lambda: device.restarts >= 2)
+        assert device.problem.startswith("the worker did not start: ")
+        assert not device.is_ready
+        assert device.ask("s", mixture(1, DIM, 2), Question(1, 1)) == "down"
+    finally:
+        device.close()

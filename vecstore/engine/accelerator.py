@@ -31,7 +31,9 @@ from ..index.base import Effort, Floats, Index, Selection
 from ..index.base import Rows as RowNumbers
 from ..index.channel import WorkerOptions
 from ..index.device import Devices, found
-from ..index.handle import Device, Order, Pending
+from ..index.handle import Device
+from ..index.order import Order
+from ..index.pending import Pending
 from ..index.placement import Wanted
 from ..index.source import File
 from ..inputs import Ask

@@ -22,7 +22,7 @@ import faiss
 from ..errors import EngineMissing, InvalidArgument
 from .channel import WorkerOptions
 from .handle import Device as Handle
-from .handle import Order
+from .order import Order
 from .placement import Room, Wanted, place
 from .telemetry import Telemetry
 

@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import EngineMissing
 from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
@@ -57,6 +58,8 @@ class CudaBackend:
     """
 
     def __init__(self, options: WorkerOptions) -> None:
+        if cupy is None:
+            raise EngineMissing("CuPy is not installed", hint="install the extra gpu or gpu-cuvs")
         cupy.cuda.Device(0).use()
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._stream.use()
@@ -133,6 +136,7 @@ class CudaBackend:
         index.train(training_rows(source, choice, seed))
         yield
         for block in source.blocks(BLOCK_ROWS):
+            self.ledger.reserve("page", 0)
             index.add(padded(block, choice.width))
             yield
         index.reclaimMemory()
@@ -145,6 +149,7 @@ class CudaBackend:
         at = 0
         for block in source.blocks(BLOCK_ROWS):
             part = halves[at : at + len(block)]
+            self.ledger.reserve("page", 0)
             part[:] = self._stage.uploaded(block) * np.float32(scale)
             if squares is not None:
                 wide = part.astype(cupy.float32)

@@ -20,26 +20,21 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from ..values import Metric
-from .answer import SELECTIONS_MAX, Answer, Question
+from .answer import SELECTIONS_MAX, Question
 from .base import Floats, Selection
-from .budget import Choice
 from .channel import Arena, Ask, Channel, Done, Drop, Forget, Load, Ready, Reply, Select, WorkerOptions
-from .source import File
+from .order import Loaded, Order
+from .pending import Pending, Waiter
 
-__all__ = ["Device", "Loaded", "Order", "Pending"]
+__all__ = ["Device"]
 
 _log = logging.getLogger("vecstore")
 
-ANSWER_S_MAX = 2.0
-"""A search waits so long for a device; then the CPU answers, and nobody asks until the device has caught up."""
-ANSWER_S_EACH = 0.002
-"""So much longer for each query of the question."""
 HANG_S = 120.0
 """A worker that owes an answer for so long is ended."""
 START_S_MAX = 120.0
@@ -50,37 +45,6 @@ REFUSAL_S = 60.0
 """What a device refused is not offered to it for so long."""
 STRIKES_MAX, STRIKES_S = 3, 600.0
 """A segment at work when a worker died so often within such a time is kept off the device meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A segment to be loaded: what `Load` says of it."""
-
-    segment: str
-    metric: Metric
-    dim: int
-    rows: int
-    files: tuple[File, ...]
-    choice: Choice | None
-    seed: int
-
-    def with_choice(self, choice: Choice) -> Order:
-        """Return the order with an index chosen."""
-        return replace(self, choice=choice)
-
-    @property
-    def made(self) -> Choice:
-        """The index chosen."""
-        assert self.choice is not None, "no index was chosen"
-        return self.choice
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A segment that the worker holds, or is about to: what was ordered, and whether it is there."""
-
-    order: Order
-    ready: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -234,7 +198,7 @@ class Device:
         return {
             "device": self.name,
             "name": "" if ready is None else ready.name,
-            "state": "ready" if ready is not None else "starting" if not self.problem else "down",
+            "state": "ready" if ready is not None else "down" if self.problem else "starting",
             "problem": self.problem,
             "pid": self.pid,
             "restarts": self.restarts,
@@ -356,7 +320,7 @@ class Device:
         rows_at = at + -(-sizes[0] // 64) * 64
         bounds_at = rows_at + -(-sizes[1] // 64) * 64
         run.arena.array("<f4", queries.shape, at)[:] = queries
-        waiter = _Waiter(lambda: run.arena.give(at, sum(size + 64 for size in sizes)), self._count_late)
+        waiter = Waiter(lambda: run.arena.give(at, sum(size + 64 for size in sizes)), self._count_late)
         with self._lock:
             ticket = self._owe(segment, waiter.settle)
         self._say(
@@ -376,7 +340,7 @@ class Device:
                 question.exact,
             ),
         )
-        return Pending(self, run, waiter, (count, kept), (rows_at, bounds_at))
+        return Pending(self.count, run.arena, waiter, (count, kept), (rows_at, bounds_at))
 
     def _count_late(self, by: int) -> None:
         """Count an answer that is late, or that has come at last."""
@@ -480,6 +444,7 @@ class Device:
         run = _Run(process, Channel(ours, Reply), arena)
         with self._lock:
             self._run = run
+            self.problem = ""
             if self._closing.is_set():
                 run.channel.close()
         return run
@@ -488,8 +453,10 @@ class Device:
         while (message := run.channel.receive()) is not None:
             if isinstance(message, Ready):
                 run.ready = message
-                self.problem = ""
                 self._changed()
+                continue
+            if message.problem == "start":
+                self.problem = f"the worker did not start: {message.detail}"
                 continue
             with self._lock:
                 self._used = message.used or self._used
@@ -528,76 +495,12 @@ class Device:
             self._loaded.clear()
             self._selections.clear()
             self._used = self._late = 0
-            if self.problem != "the worker hangs":
+            # What the worker or its watch has said is more than how it ended.
+            if not self.problem:
                 self.problem = f"the worker ended: {_cause(code)}"
         for one in owed.values():
             one.settle(None)
         run.arena.close()
-
-
-_LATE: Any = object()
-
-
-class _Waiter:
-    """Who waits for an answer. The bytes of the arena go back when the worker is done with them and the caller too."""
-
-    def __init__(self, give_back: Callable[[], None], count_late: Callable[[int], None]) -> None:
-        self._give_back, self._count_late = give_back, count_late
-        self._lock = threading.Lock()
-        self._come = threading.Lock()
-        self._come.acquire()
-        self._gone = False
-        self._done: Done | None = None
-
-    def settle(self, done: Done | None) -> None:
-        """Bring the answer, None where the worker died."""
-        with self._lock:
-            self._done = done
-            if self._gone:
-                self._give_back()
-                self._count_late(-1)
-        self._come.release()
-
-    def wait(self, timeout_s: float) -> Any:
-        """Wait for the answer; None where the worker died, `_LATE` where the time ran out."""
-        if self._come.acquire(timeout=max(0.0, timeout_s)):
-            return self._done
-        with self._lock:
-            if self._come.acquire(blocking=False):
-                return self._done
-            self._gone = True
-            self._count_late(1)
-        return _LATE
-
-    def finish(self) -> None:
-        """Say that the answer was read."""
-        self._give_back()
-
-
-class Pending:
-    """An answer under way."""
-
-    def __init__(
-        self, device: Device, run: _Run, waiter: _Waiter, shape: tuple[int, int], places: tuple[int, int]
-    ) -> None:
-        self._device, self._run, self._waiter, self._shape, self._places = device, run, waiter, shape, places
-
-    def answer(self, timeout_s: float = float("inf")) -> Answer | str:
-        """Wait for the answer; return it, or why there is none. To be called once."""
-        outcome = self._waiter.wait(min(timeout_s, ANSWER_S_MAX + ANSWER_S_EACH * self._shape[0]))
-        problem = "slow" if outcome is _LATE else "died" if outcome is None else str(outcome.problem)
-        if outcome is None or outcome is _LATE:
-            self._device.count(problem)
-            return problem
-        try:
-            self._device.count(problem)
-            if problem:
-                return problem
-            arena = self._run.arena
-            rows = arena.array("<i8", self._shape, self._places[0]).copy()
-            return Answer(rows, arena.array("<f4", self._shape[:1], self._places[1]).copy())
-        finally:
-            self._waiter.finish()
 
 
 def _cause(code: int) -> str:

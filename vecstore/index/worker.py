@@ -206,7 +206,12 @@ def main(arguments: list[str]) -> None:
     options = msgspec.json.decode(arguments[2], type=WorkerOptions)
     channel = Channel(socket.socket(fileno=int(arguments[0])), Message)
     arena = Arena(options.arena_bytes, int(arguments[1]))
-    backend = made(options)
+    try:
+        backend = made(options)
+    except Exception as exc:
+        # Whoever looks at the store's status reads why; the traceback is for the log.
+        channel.send(Done(0, "start", f"{type(exc).__name__}: {exc}"))
+        raise
     versions = {"faiss": "", "cupy": ""} | getattr(backend, "versions", {})
     ready = Ready(
         os.getpid(),
