@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 
 from vecstore.wire import methods
+from vecstore.wire.v1 import replication_pb2 as rpb
 from vecstore.wire.v1 import store_pb2 as pb
 
 ROOT = Path(__file__).parents[2]
@@ -152,16 +154,25 @@ def test_generated_code_runs_with_every_version_that_is_allowed() -> None:
     assert int(high) <= int(made[1]) + 2
 
 
-def test_the_table_has_every_method_of_the_contract() -> None:
+@pytest.mark.parametrize(
+    ("contract", "methods_of"),
+    [(pb.DESCRIPTOR, methods.METHODS), (rpb.DESCRIPTOR, methods.REPLICATION_METHODS)],
+    ids=["data", "replication"],
+)
+def test_the_table_has_every_method_of_the_contract(
+    contract: FileDescriptor, methods_of: tuple[methods.Method, ...]
+) -> None:
     """Names, messages and streams of the table are those of the contract; each method is there once."""
+    declaring = FileDescriptorProto()
+    contract.CopyToProto(declaring)
     declared = {
-        (f"/{pb.DESCRIPTOR.package}.{service.name}/{method.name}"): (
+        (f"/{contract.package}.{service.name}/{method.name}"): (
             method.input_type,
             method.output_type,
             method.client_streaming,
             method.server_streaming,
         )
-        for service in current().service
+        for service in declaring.service
         for method in service.method
     }
     table = {
@@ -171,11 +182,18 @@ def test_the_table_has_every_method_of_the_contract() -> None:
             method.streams_in,
             method.streams_out,
         )
-        for method in methods.METHODS
+        for method in methods_of
     }
     assert table == declared
-    assert len(methods.METHODS) == len(methods.BY_PATH)
+    assert len(methods_of) == len(table) and table.keys() <= methods.BY_PATH.keys()
+
+
+def test_services_are_those_of_the_tables() -> None:
+    """Each method belongs to a service that is registered; who may speak as a store is said of each."""
     assert {method.service for method in methods.METHODS} == set(methods.SERVICES)
+    assert {method.service for method in methods.REPLICATION_METHODS} == {methods.REPLICATION}
+    open_to_all = {method.name for method in methods.REPLICATION_METHODS if method.role == "none"}
+    assert open_to_all == {"Describe"}
 
 
 @pytest.mark.parametrize("method", methods.METHODS, ids=lambda method: method.name)

@@ -46,6 +46,14 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 )
 @click.option("--archive", metavar="REPO", help="Ship the log there all the time: a path, or a URL of s3, gs or az.")
 @click.option("--region", metavar="NAME", help="Name of the place that this server stands in.")
+@click.option(
+    "--standby-of", metavar="HOST:PORT", help="Follow that primary: an empty DIR is filled, a fenced store rejoins."
+)
+@click.option("--slot", metavar="NAME", help="Name under which the primary holds its log for this store.")
+@click.option("--bootstrap-from", metavar="REPO", help="Fill an empty DIR from a repository before it follows.")
+@click.option("--synchronous", metavar="REGION", help="Region whose standby ack='replicated' waits for.")
+@click.option("--advertise", metavar="HOST:PORT", help="Where other stores reach this server, if not where it listens.")
+@click.option("--must-exist", is_flag=True, default=None, help="Refuse to make DIR: a disk may not be mounted.")
 @click.option("--tokens", metavar="FILE", help="File of tokens and their grants.")
 @click.option("--certificate", metavar="FILE", help="Certificate chain for TLS, PEM.")
 @click.option("--key", metavar="FILE", help="Private key for TLS, PEM.")
@@ -87,6 +95,7 @@ def serve_command(out: Output, *, file: str | None, **flags: Any) -> None:
 
 def _loader(file: str | None, flags: dict[str, Any]) -> Callable[[], Settings]:
     sections = {"tokens": "auth", "certificate": "tls", "key": "tls", "client_ca": "tls", "log_level": "log"}
+    sections |= dict.fromkeys(("standby_of", "slot", "bootstrap_from", "synchronous", "advertise"), "replication")
     given = {
         (sections.get(name, "server"), name.removeprefix("log_")): value
         for name, value in flags.items()

@@ -120,6 +120,33 @@ class EmbeddedDatabase(Database):
                     _engines.pop(self._place, None)
             self._engine.close()
 
+    def replace(self, offline: Callable[[str], Any]) -> Engine:
+        """Close the engine, let something be done to the closed store, and open it again beneath this handle.
+
+        Calls meanwhile are refused as `Closed`. Whatever `offline` raises, the store is open again afterwards, as far as
+        it can be.
+
+        Parameters
+        ----------
+        offline
+            Is given the store's path.
+        """
+        with _lock:
+            if self._closed:
+                raise Closed(f"the store at {self._engine.directory.path} was closed", hint="open it again")
+            before = self._engine
+            path, archiver = before.directory.path, before.archiver
+            before.close()
+            try:
+                offline(path)
+            finally:
+                self._engine = Engine(path, create=False, read_only=False, device=before.device, config=before.config)
+                if self._place is not None:
+                    _engines[self._place] = (self._engine, 1)
+        if archiver is not None:
+            self._engine.archive_to(archiver.where)
+        return self._engine
+
     # -- collections -------------------------------------------------------------------------------------------------
 
     def create_collection(

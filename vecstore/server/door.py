@@ -42,6 +42,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
     def __init__(self, health: grpc.GenericRpcHandler, why: str) -> None:
         self._health = health
         self._guard: Any = None
+        self._let_through = "\0"
         self._refusal: Any = self._refusing(why)
 
     def open(self, guard: grpc.ServerInterceptor) -> None:
@@ -49,8 +50,9 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
         self._guard = guard
         self._refusal = None
 
-    def close(self, why: str) -> None:
-        """Refuse calls that come from now on."""
+    def close(self, why: str, but: str = "") -> None:
+        """Refuse calls that come from now on, but those of one service."""
+        self._let_through = f"/{but}/" if but else "\0"
         self._refusal = self._refusing(why)
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
@@ -58,7 +60,7 @@ class Door(grpc.ServerInterceptor):  # type: ignore[misc]
         if handler_call_details.method.startswith(_HEALTH):
             return self._health.service(handler_call_details)
         refusal = self._refusal
-        if refusal is not None:
+        if refusal is not None and not handler_call_details.method.startswith(self._let_through):
             return refusal
         return self._guard.intercept_service(continuation, handler_call_details)
 

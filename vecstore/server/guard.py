@@ -25,13 +25,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from ..errors import (
+    Closed,
     DeadlineExceeded,
     InvalidArgument,
     PermissionDenied,
     Unauthenticated,
+    Unavailable,
     VecstoreError,
 )
-from ..wire.methods import BY_PATH, Method
+from ..wire.methods import BY_PATH, REPLICATION, Method
 from ..wire.status import trailers
 from . import log
 from .admission import Bucket, Kind
@@ -276,9 +278,10 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                     ticket.out_since_s = now_s()
                     yield reply
                     ticket.out_since_s = inf
-                    if self._counts_points and not entry.kind.is_write:
+                    if self._counts_points and entry.kind.limited and not entry.kind.is_write:
                         pool.pause(pool.charge(ticket, points_in(reply)), ticket)
-                    pool.pause(pool.gives_way_s(), ticket)
+                    if entry.kind.limited:
+                        pool.pause(pool.gives_way_s(), ticket)
                     if ticket.ended.is_set():
                         # Its client went away while it was held back: nobody takes what would be made next.
                         return
@@ -333,7 +336,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             ticket.requests += 1
             request = self._message(entry, ticket, one)
             # Searches come before bulk loads: while some wait, the client of the stream is not read from.
-            pool.pause(pool.gives_way_s(), ticket)
+            if entry.kind.limited:
+                pool.pause(pool.gives_way_s(), ticket)
             yield request
 
     def _message(self, entry: _Entry, ticket: Ticket, data: bytes) -> Any:
@@ -345,7 +349,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             self._authorise(entry, ticket, request)
         elif entry.is_audited and entry.method is not None and self._served is not None:
             ticket.touches = self._served.collections_of(entry.method, request)
-        if self._counts_points and (entry.kind.is_write or entry.kind.lane != "long"):
+        if self._counts_points and entry.kind.limited and (entry.kind.is_write or entry.kind.lane != "long"):
             debt_s = self._pool.charge(ticket, points_in(request))
             if entry.kind.lane == "long":
                 self._pool.pause(debt_s, ticket)
@@ -361,7 +365,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         method, who = entry.method, ticket.who
         assert method is not None and who is not None and self._served is not None
         names = self._served.collections_of(method, request)
-        if not names and method.name in _OF_THE_STORE:
+        if not names and (method.name in _OF_THE_STORE or method.service == REPLICATION):
             raise PermissionDenied(f"{who.name!r} has no grant of the role {method.role} on the whole store")
         ticket.touches = names
         for i, name in enumerate(names):
@@ -409,6 +413,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 "internal error", number=number, method=ticket.method, caller=ticket.caller, exc_info=error
             )
             return VecstoreError(f"internal error {number}", outcome="unknown")
+        if isinstance(error, Closed):
+            # Whoever calls a server has closed nothing: the store is being stopped, or its contents are replaced.
+            return Unavailable("the store is closed at this moment", outcome=error.outcome, details=error.details)
         if self._hidden:
             self._hide(error)
         return error

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import msgspec
@@ -24,7 +24,8 @@ import msgspec
 from ..api import Collection, Database
 from ..clock import SystemClock
 from ..errors import InvalidArgument, NotFound, Unavailable, VecstoreError
-from ..wire.methods import COLLECTIONS
+from ..storage.directory import is_store
+from ..wire.methods import COLLECTIONS, REPLICATION
 from . import log, reflection, trace
 from .admission import Admission
 from .auth import Authenticator
@@ -40,6 +41,10 @@ from .settings import Settings
 from .shadow import Shadow
 from .tls import Certificates
 
+if TYPE_CHECKING:
+    from ..engine.engine import Engine
+    from .replication import Replication
+
 __all__ = ["Node", "address_of"]
 
 _NOTICE_S, _SETTLE_S = 0.3, 0.1
@@ -48,6 +53,9 @@ tells a client to go elsewhere, and CANCELLED is nothing that clients try again.
 are elsewhere, or waiting to try again. And how often it is looked whether calls in flight have ended."""
 _HANDSHAKE_S_MAX = 20
 _STOPPING = "the server is being stopped"
+_REPLACING = "the contents of this store are being replaced"
+_REPLACE_WAIT_S = 10.0
+"""So long calls in flight are waited for before the store is closed beneath them."""
 _SEARCH = f"/{COLLECTIONS}/Search"
 
 
@@ -98,6 +106,8 @@ class Node:
         self._shadow: Shadow | None = None
         self._schedule: Schedule | None = None
         self._http: HTTPPort | None = None
+        self._replication: Replication | None = None
+        self._served: Guard | None = None
         self._server: Any = None
         self.grpc_port = 0
         self._http_port = 0
@@ -144,6 +154,7 @@ class Node:
         start_s = time.monotonic()
         database = self._open_store()
         self._database = database
+        replication = self._replicated(database)
         seen = database if self.tracing is None else self.tracing.traced(database)
         service = Service(
             seen,
@@ -161,12 +172,20 @@ class Node:
         if self.settings.snapshot.repository:
             self._schedule = Schedule(self.settings.snapshot, database)
             self._schedule.start()
+        if replication is not None:
+            from .replicate import Replicate
+
+            handlers += Replicate(replication).handlers()
         if self.settings.server.reflection:
             handlers += reflection.handlers()
         self._handlers.set(handlers)
         self.metrics.ready(database.status)
         self._phase = "serving"
-        self._door.open(self._guard(service))
+        self._served = self._guard(service)
+        if replication is not None:
+            # Before calls are taken: until then a store with peers, or a standby, refuses writes.
+            replication.start()
+        self._door.open(self._served)
         self._health.serving()
         epoch, lsn = database.position()
         took_s = round(time.monotonic() - start_s, 3)
@@ -205,7 +224,52 @@ class Node:
         took_s = round(time.monotonic() - start_s, 3)
         self._log.info("drained", cancelled=left, took_s=took_s)
 
+    def _replicated(self, database: Database) -> Replication | None:
+        """Make an open store a member of the replication; one that is not this process's own is none."""
+        from ..engine.database import EmbeddedDatabase
+
+        if not isinstance(database, EmbeddedDatabase) or database.engine.read_only:
+            return None
+        from .replication import Replication
+
+        made = self._replication = Replication(
+            database.engine, self.settings, self._reached_at, lambda offline: self.replace(offline)
+        )
+        self.metrics.watch_replication(made.describe, self.settings.store.slot_retained_bytes_max)
+        return made
+
+    def replace(self, offline: Callable[[str], Any]) -> Engine:
+        """Close the store, let something be done to its folder, and open it again; calls meanwhile are refused."""
+        from ..engine.database import EmbeddedDatabase
+
+        database = self.database
+        assert isinstance(database, EmbeddedDatabase)
+        self._log.warning("contents are being replaced")
+        self._door.close(_REPLACING, but=REPLICATION)
+        start_s = time.monotonic()
+        pause = threading.Event()
+        while self._data_in_flight() and time.monotonic() - start_s < _REPLACE_WAIT_S:
+            pause.wait(0.01)
+        try:
+            engine = database.replace(offline)
+        finally:
+            if self._phase == "serving" and self._served is not None:
+                self._door.open(self._served)
+        epoch, lsn = database.position()
+        self._log.warning("contents were replaced", epoch=epoch, lsn=lsn, took_s=round(time.monotonic() - start_s, 3))
+        return engine
+
+    def _reached_at(self) -> str:
+        """Return where other stores reach this server; only the port where it listens to all addresses."""
+        host = address_of(self.settings.server.listen, "listen")[0]
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host).is_unspecified:
+                return f":{self.grpc_port}"
+        return self.grpc_address
+
     def _close(self) -> None:
+        if self._replication is not None:
+            self._replication.close()
         if self._shadow is not None:
             self._shadow.close()
         if self._schedule is not None:
@@ -262,14 +326,25 @@ class Node:
         return self._phase == "serving", self._phase
 
     def _role(self) -> str:
-        return str(self.database.status()["role"])
+        return str(self.database.status()["role"]) if self._replication is None else self._replication.role
+
+    @property
+    def replication(self) -> Replication:
+        """The store as a member of the replication."""
+        if self._replication is None:
+            raise Unavailable("the store recovers")
+        return self._replication
 
     def _reloads(self) -> list[tuple[str, Callable[[], None]]]:
         found = [("tokens", self._auth.reload)]
         return [*found, ("certificates", self._tls.reload)] if self._tls is not None else found
 
     def _in_flight(self) -> int:
-        return sum(one.in_flight + one.queued for one in self._pool.load().values())
+        links = 0 if self._replication is None else self._replication.links.serving_count
+        return sum(one.in_flight + one.queued for one in self._pool.load().values()) - links
+
+    def _data_in_flight(self) -> int:
+        return sum(one.in_flight + one.queued for name, one in self._pool.load().items() if name != "reserved")
 
     def _is_busy(self) -> bool:
         return any(one.queued for one in self._pool.load().values())
@@ -279,12 +354,38 @@ class Node:
     def _open_directory(self) -> Database:
         # Loaded once the ports are open: the engine's libraries take a while.
         from .. import open as open_store
+        from ..engine.database import EmbeddedDatabase
 
         server = self.settings.server
         options = msgspec.structs.asdict(self.settings.store)
-        return open_store(
-            os.path.abspath(server.data), archive=server.archive or None, device=server.device, config=options
-        )
+        path = os.path.abspath(server.data)
+        if not is_store(path):
+            if server.must_exist:
+                raise NotFound(
+                    f"server.data: there is no store at {path}",
+                    hint="is its disk mounted? Without --must-exist a new store is made",
+                )
+            if self.settings.replication.standby_of:
+                from .standby import bootstrap
+
+                bootstrap(
+                    path,
+                    self.settings.replication,
+                    server.region,
+                    self.settings.replication.advertise or self._reached_at(),
+                    lambda: self._phase != "starting",
+                )
+        database = open_store(path, device=server.device, config=options)
+        assert isinstance(database, EmbeddedDatabase)
+        part = database.engine.part
+        if server.archive and (part is None or part.role == "primary"):
+            # A standby begins when it is promoted: two that archive one history would be in each other's way.
+            try:
+                database.engine.archive_to(server.archive)
+            except BaseException:
+                database.close()
+                raise
+        return database
 
     def _grpc_server(self) -> Any:
         server = self.settings.server

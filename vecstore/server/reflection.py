@@ -12,7 +12,7 @@ import grpc
 from grpc_reflection.v1alpha.reflection import ReflectionServicer
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
-from ..wire.methods import SERVICES
+from ..wire.methods import REPLICATION, SERVICES
 from .health import NAME as HEALTH
 
 __all__ = ["handlers"]
@@ -22,7 +22,7 @@ _NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.Server
 
 def handlers() -> list[grpc.GenericRpcHandler]:
     """Return the handlers of the service under both of its names."""
-    servicer = ReflectionServicer((*SERVICES, HEALTH))
+    servicer = ReflectionServicer((*SERVICES, REPLICATION, HEALTH))
 
     def info(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         found: Iterator[Any] = servicer.ServerReflectionInfo(requests, context)

@@ -30,7 +30,7 @@ from ..wire.codec import (
     unpack_floats,
     unpack_scores,
 )
-from ..wire.methods import COLLECTIONS, METHODS, SERVICES, Method
+from ..wire.methods import COLLECTIONS, METHODS, REPLICATION, SERVICES, Method
 from ..wire.v1 import store_pb2 as pb
 from . import caller, stream
 from .bounds import bounded_batch, bounded_ids, bounded_part
@@ -151,6 +151,8 @@ class Service:
         """
         if isinstance(request, Malformed):
             raise request.error()
+        if method.service == REPLICATION:
+            return []
         number = request.collection if method.service == COLLECTIONS else getattr(request, "number", 0)
         if number:
             name = self._directory.name_of(number)

@@ -33,6 +33,7 @@ __all__ = [
     "LogSettings",
     "MetricsSettings",
     "Option",
+    "ReplicationSettings",
     "ServerSettings",
     "Settings",
     "TLSSettings",
@@ -55,6 +56,8 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ----------
     data
         Directory of the store; made where it does not exist.
+    must_exist
+        Whether to refuse to make it, so that a disk that is not mounted is not served as an empty store.
     archive
         Repository to which the log is shipped all the time: a path, or a URL of s3, gs or az. Empty: no archive.
     listen
@@ -86,6 +89,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """
 
     data: str = ""
+    must_exist: bool = False
     archive: str = ""
     listen: str = "127.0.0.1:7601"
     http: str = "127.0.0.1:7602"
@@ -176,6 +180,70 @@ class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     connections_max: Annotated[int, Meta(ge=2, le=1_000)] = 16
 
 
+class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """This store among others of its lineage. What a store is, is on its disk: no option changes it.
+
+    Attributes
+    ----------
+    standby_of
+        HOST:PORT of a primary. An empty directory becomes its standby; a store that was fenced rejoins it.
+    slot
+        Name under which the primary holds its log for this store; empty: the store's id.
+    synchronous
+        Region whose standby `ack="replicated"` waits for; empty: none. It never means this store itself.
+    advertise
+        HOST:PORT at which other stores reach this server; empty: where it listens.
+    bootstrap_from
+        Repository from which an empty directory is filled before it follows: a path, or a URL of s3, gs or az.
+    token_file
+        File of the token that this server shows to others; read again for each link.
+    ca
+        File of the authorities that other servers' certificates are checked by, PEM; "public" for those of gRPC. Empty:
+        no encryption, unless a certificate is given.
+    certificate
+        File of the certificate chain that this server shows to others, PEM.
+    key
+        File of its private key, PEM.
+    plaintext
+        Whether the token may travel over the network without encryption.
+    start_alone_after_s
+        A primary whose peers are silent takes writes after so many seconds, with an alarm.
+    call_every_s
+        Heartbeats, and calls that were not answered, are repeated so often.
+    silence_s
+        A stream that was silent for so long is begun again.
+    stall_s
+        A stream that stands still while the primary moves is an alarm after so long.
+    step_down_s
+        A promotion waits so long for the old primary's word that it has stepped down.
+    catch_up_s
+        With that word, a promotion waits so long for what the old primary has.
+    retry_s
+        A standby that stopped looks again so often.
+    frame_bytes_max
+        Bytes of records that are sent at a time.
+    """
+
+    standby_of: str = ""
+    slot: str = ""
+    synchronous: str = ""
+    advertise: str = ""
+    bootstrap_from: str = ""
+    token_file: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    plaintext: bool = False
+    start_alone_after_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
+    call_every_s: Annotated[float, Meta(ge=0.1, le=60)] = 1.0
+    silence_s: Annotated[float, Meta(ge=0.3, le=600)] = 5.0
+    stall_s: Annotated[float, Meta(ge=1, le=86_400)] = 30.0
+    step_down_s: Annotated[float, Meta(ge=0, le=60)] = 1.0
+    catch_up_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
+    retry_s: Annotated[float, Meta(ge=0.5, le=3_600)] = 30.0
+    frame_bytes_max: Annotated[int, Meta(ge=64 << 10, le=16 * MIB)] = 4 * MIB
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The whole tree; each part of the server is handed its own section."""
 
@@ -187,6 +255,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trace: TraceSettings = TraceSettings()
     metrics: MetricsSettings = MetricsSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
+    replication: ReplicationSettings = ReplicationSettings()
     store: Config = Config(switch_interval_s=0.0002)
     origins: dict[tuple[str, str], Origin] = {}
 

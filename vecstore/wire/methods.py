@@ -1,7 +1,8 @@
 """Every method of the contract, in one table: what it is called, what it takes and gives, who may call it, what it is.
 
 The service registers its handlers by it, the guard decides by it, clients call by it; a test holds it against the
-descriptors of the contract.
+descriptors of the contract. The methods by which stores and operators speak are a table of their own: no client of data
+calls them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from typing import Any, Literal
 
 from google.protobuf.message import Message
 
+from .v1 import replication_pb2 as rpb
 from .v1 import store_pb2 as pb
 
-__all__ = ["BY_PATH", "METHODS", "SERVICES", "Method"]
+__all__ = ["BY_PATH", "METHODS", "REPLICATION", "REPLICATION_METHODS", "SERVICES", "Method"]
 
-Role = Literal["none", "read", "write", "admin"]
-Work = Literal["health", "search", "read", "write", "bulk", "admin"]
+Role = Literal["none", "read", "write", "admin", "replicate"]
+Work = Literal["health", "replication", "search", "read", "write", "bulk", "admin"]
 
 STORE = "vecstore.v1.Store"
 COLLECTIONS = "vecstore.v1.Collections"
+REPLICATION = "vecstore.v1.Replication"
 SERVICES = (STORE, COLLECTIONS)
+"""The services of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +99,18 @@ METHODS: tuple[Method, ...] = (
     _points("AddField", pb.AddFieldRequest, pb.Done, "admin", "admin", is_write=True),
     _points("Optimize", pb.OptimizeRequest, pb.OptimizeReply, "write", "bulk", streams_out=True),
 )
-BY_PATH: dict[str, Method] = {method.path: method for method in METHODS}
+
+
+def _stores(name: str, request: type[Message], reply: type[Message], role: Role = "replicate", **more: Any) -> Method:
+    return Method(REPLICATION, name, request, reply, role, "replication", **more)
+
+
+REPLICATION_METHODS: tuple[Method, ...] = (
+    _stores("Link", rpb.Envelope, rpb.Envelope, streams_in=True, streams_out=True),
+    _stores("Join", rpb.JoinRequest, rpb.SnapshotTicket),
+    _stores("Fetch", rpb.FetchRequest, rpb.FileChunk, streams_out=True),
+    _stores("Command", rpb.CommandRequest, rpb.CommandReply, "admin"),
+    _stores("Describe", rpb.DescribeReplicationRequest, rpb.DescribeReplicationReply, "none"),
+    _stores("Ranges", rpb.RangesRequest, rpb.RangesReply),
+)
+BY_PATH: dict[str, Method] = {method.path: method for method in (*METHODS, *REPLICATION_METHODS)}

@@ -7,16 +7,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("introduction", "message", "records", "scrub")
+    __slots__ = ("introduction", "message", "records", "scrub", "end")
     INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     SCRUB_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
     introduction: Introduction
     message: bytes
     records: _containers.RepeatedScalarFieldContainer[bytes]
     scrub: bytes
-    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ...) -> None: ...
+    end: LogEnd
+    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ..., end: _Optional[_Union[LogEnd, _Mapping]] = ...) -> None: ...
+
+class LogEnd(_message.Message):
+    __slots__ = ("lsn", "log_bytes", "commit_time_us")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_TIME_US_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    log_bytes: int
+    commit_time_us: int
+    def __init__(self, lsn: _Optional[int] = ..., log_bytes: _Optional[int] = ..., commit_time_us: _Optional[int] = ...) -> None: ...
 
 class Introduction(_message.Message):
     __slots__ = ("store_id", "lineage", "region", "address", "addresses", "now_us", "version")
@@ -94,14 +106,6 @@ class FetchRequest(_message.Message):
     name: str
     offset: int
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
-
-class FetchPointsRequest(_message.Message):
-    __slots__ = ("id", "offset")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    OFFSET_FIELD_NUMBER: _ClassVar[int]
-    id: str
-    offset: int
-    def __init__(self, id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class FileChunk(_message.Message):
     __slots__ = ("data",)

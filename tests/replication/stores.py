@@ -1,0 +1,141 @@
+"""Real servers in processes of their own, one following another, for tests that look from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.support.serve import Served, process
+from vecstore.api import Database
+from vecstore.client.operator import Operator, Verdict
+from vecstore.client.remote import connect
+from vecstore.errors import VecstoreError
+
+__all__ = ["FAST", "Store", "eventually", "put"]
+
+FAST = {
+    "VECSTORE_SERVER_REPLICATION_CALL_EVERY_S": "0.2",
+    "VECSTORE_SERVER_REPLICATION_SILENCE_S": "1.0",
+    "VECSTORE_SERVER_REPLICATION_RETRY_S": "1.0",
+    "VECSTORE_SERVER_REPLICATION_STEP_DOWN_S": "0.5",
+    "VECSTORE_SERVER_REPLICATION_START_ALONE_AFTER_S": "5",
+}
+"""Timings so short that a test sees what takes a minute otherwise."""
+WAIT_S = 30.0
+
+
+class Store:
+    """A store's folder, and the server on it while there is one.
+
+    Parameters
+    ----------
+    folder
+        Its place; the log of the server stands beside it.
+    arguments
+        Of `vecstore serve`, at each start.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, port: int = 0, **environment: str) -> None:
+        self.folder = folder
+        self.arguments = list(arguments)
+        self.environment = FAST | environment
+        self.port = port
+        self.starts = 0
+        self.served: Served | None = None
+        self._stack = contextlib.ExitStack()
+
+    @property
+    def address(self) -> str:
+        """Where it listens; the same at each start."""
+        assert self.served is not None
+        return self.served.grpc
+
+    @contextlib.contextmanager
+    def running(self, *more: str) -> Iterator[Store]:
+        """Run it for a block."""
+        self.start(*more)
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def start(self, *more: str) -> None:
+        """Start it, at the address that it had before."""
+        self.starts += 1
+        log = self.folder.with_name(f"{self.folder.name}-{self.starts}.log")
+        arguments = [*self.arguments, *more, "--listen", f"127.0.0.1:{self.port}"]
+        running = process(self.folder, *arguments, log=log, environment=self.environment)
+        self.served = self._stack.enter_context(running)
+        self.port = int(self.served.grpc.rpartition(":")[2])
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.served is not None and self.served.process.poll() is None:
+            self.served.end()
+        self._stack.close()
+        self.served = None
+
+    def kill(self) -> None:
+        """End it at once."""
+        assert self.served is not None
+        self.served.process.kill()
+        self.served.process.wait()
+        self.stop()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it is in the replication."""
+        with Operator(self.address) as operator:
+            return operator.describe()
+
+    def command(self, name: str, **options: Any) -> Verdict:
+        """Give it a command."""
+        with Operator(self.address) as operator:
+            return operator.command(name, WAIT_S, **options)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[Database]:
+        """Connect to it alone."""
+        with connect([self.address], read_from="any", timeout=WAIT_S) as database:
+            yield database
+
+    def wait(self, what: Callable[[dict[str, Any]], object], within_s: float = WAIT_S) -> dict[str, Any]:
+        """Wait until it says something of itself."""
+        return eventually(self.describe, what, within_s, self.logs)
+
+    def logs(self) -> str:
+        """Return what its servers have logged."""
+        return "\n".join(file.read_text() for file in sorted(self.folder.parent.glob(f"{self.folder.name}-*.log")))
+
+
+def eventually(
+    ask: Callable[[], dict[str, Any]],
+    what: Callable[[dict[str, Any]], object],
+    within_s: float = WAIT_S,
+    words: Callable[[], str] = str,
+) -> dict[str, Any]:
+    """Ask until the answer is as it should be."""
+    deadline_s = time.monotonic() + within_s
+    found: Any = None
+    pause = threading.Event()
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(VecstoreError):
+            found = ask()
+            if what(found):
+                answer: dict[str, Any] = found
+                return answer
+        pause.wait(0.02)
+    raise AssertionError(f"not within {within_s} s: {found}\n{words()}")
+
+
+def put(database: Database, first: int, count: int, name: str = "docs") -> str:
+    """Write points to a collection, and return the token of the last."""
+    collection = database.create_collection(name, 4, exist_ok=True)
+    rng = np.random.default_rng(first)
+    ids = list(range(first, first + count))
+    return collection.upsert(ids, rng.standard_normal((count, 4), dtype=np.float32)).token

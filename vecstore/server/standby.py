@@ -1,0 +1,80 @@
+"""An empty directory becomes a standby: the primary's files come over the network, are checked, and are put in place.
+
+The primary takes a snapshot and holds its log for the slot from then on. What was fetched is kept over a restart, so
+that a bootstrap that was cut short goes on where it stopped. Until all is there the directory is no store.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ..engine.contents.incoming import Incoming
+from ..engine.contents.install import install
+from ..errors import AlreadyExists, InvalidArgument, NotPrimary, VecstoreError
+from ..replication.coding import decode_claim, encode_state
+from ..replication.durable import Durable
+from ..storage.directory import begin, is_store
+from ..wire.v1 import replication_pb2 as pb
+from . import log
+from .peers import AddressBook
+from .reach import Reach
+from .settings import ReplicationSettings
+
+__all__ = ["bootstrap"]
+
+RETRY_S_MIN, RETRY_S_MAX = 0.5, 15.0
+
+
+def bootstrap(
+    path: str, settings: ReplicationSettings, region: str, address: str, stopping: Callable[[], bool] = lambda: False
+) -> None:
+    """Fill a new or empty folder from the primary that the settings name; wait for it as long as it takes.
+
+    Parameters
+    ----------
+    address
+        Where this server is reached.
+    stopping
+        Says whether to give up.
+
+    Raises
+    ------
+    InvalidArgument
+        Something else is in the folder, or the primary refuses for good.
+    """
+    directory = begin(path)
+    store_id = directory.store_id.hex()
+    directory.close()
+    if is_store(path):  # only the end of an earlier bootstrap was missing
+        return
+    asked, wait_s, pause = settings.standby_of, RETRY_S_MIN, threading.Event()
+    while not stopping():
+        try:
+            _fetch(path, store_id, asked, settings, region, address)
+            return
+        except (InvalidArgument, AlreadyExists):
+            raise
+        except VecstoreError as exc:
+            log.logger().warning("bootstrap is tried again", primary=asked, why=str(exc), after_s=wait_s)
+            asked = exc.primary if isinstance(exc, NotPrimary) and exc.primary else settings.standby_of
+        pause.wait(wait_s)
+        wait_s = min(RETRY_S_MAX, 2 * wait_s)
+
+
+def _fetch(path: str, store_id: str, primary: str, settings: ReplicationSettings, region: str, address: str) -> None:
+    reach, logger = Reach(settings), log.logger()
+    request = pb.JoinRequest(store_id=store_id, slot=settings.slot or store_id, region=region, address=address)
+    ticket = reach.join(primary, request)
+    size = sum(file.size for file in ticket.files)
+    logger.info("bootstrapping", primary=primary, lsn=ticket.lsn, bytes=size, files=len(ticket.files))
+    incoming = Incoming(path)
+    incoming.begin(ticket.id, [(file.name, file.size, file.check) for file in ticket.files])
+    for name, offset in incoming.missing():
+        incoming.receive(name, reach.fetch(primary, ticket.id, name, offset))
+    claim = decode_claim(ticket.claim)
+    state = Durable("standby", promise=claim, primary=claim.store_id, peers=(claim.store_id,))
+    install(path, encode_state(state))
+    AddressBook(Path(path)).learn(claim.store_id, ticket.primary_address or primary)
+    logger.info("bootstrapped", primary=primary, lsn=ticket.lsn, bytes=size)
