@@ -15,7 +15,7 @@ from vecstore.wire.v1 import store_pb2 as pb
 from .stores import Store, put
 
 
-def counts(store: Store, after: str, name: str = "docs") -> int:
+def counts(store: Store, after: str | None, name: str = "docs") -> int:
     """Return how many points a store shows after a token."""
     with store.database() as database:
         return database.collection(name).count(after=after)
