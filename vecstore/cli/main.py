@@ -33,6 +33,14 @@ _COMMANDS = {
     "snapshots": ("backup", "List the snapshots of a repository, and what can be restored."),
     "restore": ("backup", "Restore a store, or one collection, to an LSN or a time."),
     "prune": ("backup", "Remove snapshots and archived log that are not to be kept."),
+    "promote": ("replicate", "Make a standby the primary."),
+    "step-down": ("replicate", "Make a primary take no writes any more."),
+    "switchover": ("replicate", "Hand over from a primary to its standby; nothing is lost."),
+    "history": ("replicate", "Say who wrote the log: epochs, writers, forks."),
+    "slots": ("replicate", "List the places in the log that are held for standbys, or drop one."),
+    "rejoin": ("rejoin", "Make a store whose history parted a standby again; what it alone has is exported."),
+    "adopt": ("rejoin", "Say what a copied directory is: moved, or a clone."),
+    "diverged": ("rejoin", "List, show or replay what a rejoin has left behind."),
     "drill": ("drill", "Rehearse a failover on a clone of a standby: RPO, RTO, the same answers."),
     "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
 }
@@ -48,7 +56,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"{__package__}.{_COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

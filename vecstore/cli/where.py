@@ -24,6 +24,7 @@ __all__ = [
     "open_for_reading",
     "open_for_writing",
     "operating",
+    "reached_by",
     "reaching",
     "state_folder",
     "store_directory",
@@ -120,6 +121,12 @@ def operating(where: str) -> Operator:
 
     file, ca = _token_file.get(), _ca.get()
     return Operator(where, token=None if file is None else _token_of(file), tls=TLS(ca=ca) if ca else False)
+
+
+def reached_by() -> dict[str, str]:
+    """Return with what other stores are reached, as options of `[replication]`."""
+    found = {"token_file": _token_file.get(), "ca": _ca.get() or os.environ.get("VECSTORE_CA")}
+    return {name: value for name, value in found.items() if value}
 
 
 def has_credentials() -> bool:

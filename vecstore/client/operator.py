@@ -71,7 +71,7 @@ class Operator:
         found: dict[str, Any] = msgspec.json.decode(reply.json)
         return found
 
-    def command(self, name: str, timeout_s: float, **given: Any) -> Verdict:
+    def command(self, name: str, timeout_s: float, /, **given: Any) -> Verdict:
         """Give a command, and wait until it is carried out or refused."""
         request = pb.CommandRequest(name=name, options=msgspec.json.encode(given))
         reply = self._call("Command", request, pb.CommandReply, timeout_s)

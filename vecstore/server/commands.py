@@ -104,7 +104,11 @@ class Commands:
             given = msgspec.json.decode(options or b"{}", type=kind)
         except msgspec.MsgspecError as exc:
             raise InvalidArgument(f"{name}: options: {exc}") from exc
-        return self._driver.command(make(given), given.timeout_s)
+        done, text = self._driver.command(make(given), given.timeout_s)
+        if done and name == "adopt":
+            # What it is, is durable: only now may the folder say so.
+            self._driver.engine.directory.adopt()
+        return done, text
 
     def _promote(self, given: _Promote) -> Promote:
         replaces = given.replaces or self._driver.member.number

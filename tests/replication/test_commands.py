@@ -1,0 +1,149 @@
+"""The operators' commands against real processes: what they do, what they say, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import vecstore
+
+from .stores import Store, put
+
+TIMEOUT_S = 90
+
+
+def vecstore_command(*arguments: str, code: int = 0) -> Any:
+    """Run a command with ``--json`` and return what it printed."""
+    command = [sys.executable, "-m", "vecstore.cli.main", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def following(primary: Store, standby: Store) -> None:
+    """Wait until a standby has what its primary has."""
+    standby.wait(lambda found: found["status"] == "following")
+    lsn = primary.describe()["durable_lsn"]
+    standby.wait(lambda found: found["applied_lsn"] >= lsn)
+
+
+def test_promotion_step_down_history_and_slots(tmp_path: Path) -> None:
+    """A standby is promoted, the old primary follows it, the history says so; what makes no sense is refused."""
+    a = Store(tmp_path / "a", "--region", "east")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west")
+        with b.running():
+            following(a, b)
+            (slot,) = vecstore_command("slots", "list", a.address)
+            assert (slot["name"], slot["is_lost"]) == ("west", False)
+            assert vecstore_command("slots", "drop", a.address, "nobody", code=1)["error"]["kind"] == "InvalidArgument"
+            assert vecstore_command("step-down", b.address, code=1)["error"]["kind"] == "InvalidArgument"
+            assert "epoch 1" in vecstore_command("promote", a.address, code=1)["error"]["message"]
+            made = vecstore_command("promote", b.address)
+            assert (made["role"], made["replaced"], made["epoch"]) == ("primary", 1, 2)
+            assert vecstore_command("promote", b.address, "--replaces", "1")["epoch"] == 2
+            a.wait(lambda found: found["status"] == "following")
+            history = vecstore_command("history", b.address)
+            assert [epoch["number"] for epoch in history["epochs"]] == [1, 2]
+            a.wait(lambda found: [epoch["number"] for epoch in found["epochs"]] == [1, 2])
+            vecstore_command("step-down", b.address)
+            assert b.describe()["role"] == "fenced"
+        assert vecstore_command("history", str(tmp_path / "b"))["role"] == "fenced"
+
+
+def test_a_switchover_there_and_back(tmp_path: Path) -> None:
+    """It ends when the other one is the primary, and the first one follows it; and again the other way."""
+    a = Store(tmp_path / "a", "--region", "east")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address)
+        with b.running():
+            following(a, b)
+            assert vecstore_command("switchover", a.address, b.address)["epoch"] == 2
+            with b.database() as database:
+                put(database, 50, 50)
+            following(b, a)
+            assert vecstore_command("switchover", b.address, "east")["epoch"] == 3
+            a.wait(lambda found: found["accepts_writes"])
+            with a.database() as database:
+                put(database, 100, 1)
+                assert database.collection("docs").count() == 101
+
+
+def test_a_diverged_primary_rejoins_and_is_replayed(tmp_path: Path) -> None:
+    """What it alone has is foretold, exported, shown and replayed; then it follows."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b.arguments += ["--standby-of", a.address]
+        with b.running():
+            following(a, b)
+        with a.database() as database:
+            put(database, 1_000, 7)
+    with b.running():
+        vecstore_command("promote", b.address, "--force")
+        with b.database() as database:
+            put(database, 50, 5)
+        foretold = vecstore_command("rejoin", str(a.folder), "--primary", b.address, "--dry-run")
+        assert (foretold["records"], foretold["is_complete"], foretold["kinds"]) == (1, True, {"upsert": 1})
+        rejoined = vecstore_command("rejoin", str(a.folder), "--primary", b.address)
+        (export,) = rejoined["exported"]
+        assert vecstore_command("diverged", "list", str(a.folder)) == [export]
+        shown = vecstore_command("diverged", "show", str(a.folder), export["name"])
+        assert [row["id"] for row in shown["collections"]["docs"]] == list(range(1_000, 1_007))
+        assert vecstore_command("diverged", "replay", str(a.folder), export["name"], b.address) == {"docs": 7}
+        with b.database() as database:
+            assert database.collection("docs").count() == 62
+        with a.running("--standby-of", b.address):
+            following(b, a)
+            with a.database() as database:
+                assert database.collection("docs").count() == 62
+
+
+def test_a_rejoin_of_the_primary_itself_is_refused(tmp_path: Path) -> None:
+    """Nothing is to be aborted where nothing began, and a standby is no primary to follow."""
+    a = Store(tmp_path / "a")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 5)
+    error = vecstore_command("rejoin", str(a.folder), "--abort", code=1)["error"]
+    assert "no rejoin" in error["message"]
+    error = vecstore_command("rejoin", str(a.folder), code=1)["error"]
+    assert error["kind"] == "InvalidArgument"
+
+
+def test_a_copy_is_adopted_as_moved_or_as_a_clone(tmp_path: Path) -> None:
+    """Until then it reads; a clone has a lineage of its own, one that moved begins an epoch."""
+    a = Store(tmp_path / "a", "--region", "east")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 20)
+        b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address)
+        with b.running():
+            following(a, b)
+    for name in ("moved", "clone"):
+        shutil.copytree(a.folder, tmp_path / name)
+        with vecstore.open(str(tmp_path / name)) as database:
+            assert database.collection("docs").count() == 20
+    assert vecstore_command("adopt", str(a.folder), "--moved", code=1)["error"]["message"]
+    assert vecstore_command("adopt", str(a.folder), "--clone", code=1)["error"]["kind"] == "InvalidArgument"
+    with vecstore.open(str(a.folder)) as database:
+        before = database.status()
+    moved = vecstore_command("adopt", str(tmp_path / "moved"), "--moved")
+    assert (moved["lineage"], moved["epoch"]) == (before["lineage"], before["epoch"] + 1)
+    assert moved["store_id"] != before["store_id"]
+    clone = vecstore_command("adopt", str(tmp_path / "clone"), "--clone")
+    assert clone["lineage"] != before["lineage"]
+    with vecstore.open(str(tmp_path / "clone")) as database:
+        put(database, 20, 1)
+        assert database.collection("docs").count() == 21
+        assert database.verify()["ok"]

@@ -1,0 +1,348 @@
+"""The commands of failback: `rejoin`, `adopt`, `diverged`. They work on the directory of a store that nobody serves.
+
+The store takes part in the replication meanwhile, in this process, and is served to nobody. Each phase is durable: a
+command that was cut off goes on when it is given again, or when the store is served.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from ..errors import InvalidArgument, NotFound, Unavailable
+from .output import Output, duration, reporting
+from .where import missing, open_for_writing, operating, reached_by, reaching, store_directory
+
+if TYPE_CHECKING:
+    from ..server.replication import Replication
+
+__all__ = ["adopt_command", "diverged_command", "rejoin_command"]
+
+POLL_S = 0.1
+STOPPED_S = 15.0
+"""A standby that has stopped for so long, or a store that is still a primary, is waited for no longer."""
+FRAME_BYTES = 8 << 20
+
+
+@contextmanager
+def _taking_part(path: str, file: str | None, primary: str) -> Iterator[Replication]:
+    """Open the store in a directory as a member of the replication that serves nobody."""
+    try:
+        from ..engine.database import EmbeddedDatabase
+        from ..server import log, settings
+        from ..server.replication import Replication
+    except ImportError as exc:
+        raise missing(exc.name or str(exc), "server") from exc
+    flags: dict[tuple[str, str], Any] = {("server", "data"): path, ("log", "level"): "error"}
+    flags |= {("replication", name): value for name, value in reached_by().items()}
+    if primary:
+        flags["replication", "standby_of"] = primary
+    loaded = settings.load(file, flags)
+    log.begin(loaded.log)
+    with open_for_writing(path) as database:
+        assert isinstance(database, EmbeddedDatabase)
+        made = Replication(database.engine, loaded, lambda: "", database.replace)
+        made.start()
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@click.command("rejoin")
+@click.argument("directory", metavar="DIR")
+@click.option("--primary", metavar="HOST:PORT", help="The primary that it is to follow.")
+@click.option("--dry-run", is_flag=True, help="Say what would be exported; change nothing.")
+@click.option("--abort", is_flag=True, help="Go back to what the store was before its rejoin.")
+@click.option("--config", "file", metavar="FILE", help="TOML file of the server's options, for how others are reached.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=3_600.0, show_default=True, metavar="S")
+@reporting
+@reaching
+def rejoin_command(
+    out: Output,
+    *,
+    directory: str,
+    primary: str | None,
+    dry_run: bool,
+    abort: bool,
+    file: str | None,
+    timeout_s: float,
+) -> None:
+    """Make the store in DIR, whose history parted from the primary's, a standby of it.
+
+    What the primary does not have is exported to DIR/diverged before anything is dropped. Ends when the store follows;
+    serve it then with --standby-of. `vecstore serve --standby-of` does the same by itself.
+    """
+    path = store_directory(directory)
+    if abort:
+        if primary is not None or dry_run:
+            raise InvalidArgument("--abort: given with --primary or --dry-run")
+        _abort(out, path, file, timeout_s)
+    elif primary is None:
+        raise InvalidArgument("--primary: not given", hint="--primary HOST:PORT names the store to follow")
+    elif dry_run:
+        _foretell(out, path, primary)
+    else:
+        _rejoin(out, path, primary, file, timeout_s)
+
+
+def _abort(out: Output, path: str, file: str | None, timeout_s: float) -> None:
+    with _taking_part(path, file, "") as member:
+        done, text = member.commands.run("abort-rejoin", msgspec.json.encode({"timeout_s": timeout_s}))
+        role = member.role
+    if not done:
+        raise InvalidArgument(f"abort: {text}")
+    out.result({"role": role, "text": text}, f"{path}: {text}: {role}")
+
+
+def _rejoin(out: Output, path: str, primary: str, file: str | None, timeout_s: float) -> None:
+    from ..engine.contents.diverged import exports
+
+    _asked(primary)
+    start_s = time.monotonic()
+    before = {summary.name for summary in exports(path)}
+    with _taking_part(path, file, primary) as member:
+        found = _followed(out, member, start_s, timeout_s)
+    left = [summary for summary in exports(path) if summary.name not in before]
+    result = {
+        "primary": found["primary"],
+        "epoch": found["epoch"],
+        "lsn": found["lsn"],
+        "exported": [msgspec.to_builtins(summary) for summary in left],
+        "seconds": round(time.monotonic() - start_s, 3),
+    }
+
+    def show() -> None:
+        for summary in left:
+            print(f"left behind: {_summed(summary)}, in {os.path.join(path, 'diverged', summary.name)}")
+        if not left:
+            print("nothing was left behind")
+        print(f"{path} follows {primary} at LSN {found['lsn']:,}, epoch {found['epoch']}")
+
+    out.result(result, show)
+
+
+def _asked(primary: str) -> dict[str, Any]:
+    """Return what the server at an address is, which must be a primary."""
+    with operating(primary) as operator:
+        found = operator.describe()
+    if found["role"] != "primary":
+        raise InvalidArgument(
+            f"--primary: the store at {primary} is a {found['role']}",
+            hint=f"its primary is at {found['primary']['address'] or 'an unknown place'}; `vecstore promote` makes one",
+        )
+    return found
+
+
+def _followed(out: Output, member: Replication, start_s: float, timeout_s: float) -> dict[str, Any]:
+    """Wait until the store follows; say each phase."""
+    said, stuck_s = "", start_s
+    while time.monotonic() - start_s < timeout_s:
+        found = member.describe()
+        phase = f"rejoin: {found['rejoin']['phase']}" if found["rejoin"] else str(found["status"])
+        if phase != said:
+            out.say(phase)
+            said, stuck_s = phase, time.monotonic()
+        if found["problem"]:
+            raise Unavailable(f"rejoin: {found['problem']}", retryable=False)
+        if found["rejoin"] is None and found["status"] == "following":
+            return found
+        if found["status"] in ("stopped", "open", "copied") and time.monotonic() - stuck_s > STOPPED_S:
+            why = found["alarms"][-1]["text"] if found["alarms"] else found["reason"]
+            raise InvalidArgument(f"rejoin: the store is {found['status']}, {found['role']}; {why}")
+        time.sleep(POLL_S)
+    raise Unavailable(
+        f"rejoin: it is not over after {duration(timeout_s)}: {said}",
+        hint="the same command goes on; --abort goes back",
+        outcome="unknown",
+    )
+
+
+def _foretell(out: Output, path: str, primary: str) -> None:
+    """Say what a rejoin would find. The epochs tell it; a disk that was rolled back may move the fork further back."""
+    from ..engine.database import EmbeddedDatabase
+    from ..engine.recovery import LogReader
+    from ..record import Kind
+    from ..replication.epochs import bound
+    from ..storage.catalog import Epoch
+
+    theirs = _asked(primary)
+    epochs = msgspec.convert(theirs["epochs"], list[Epoch])
+    import vecstore
+
+    with vecstore.open(path, create=False, read_only=True) as database:
+        assert isinstance(database, EmbeddedDatabase)
+        engine = database.engine
+        if engine.lineage.hex() != theirs["lineage"]:
+            raise InvalidArgument(f"--primary: the store at {primary} is of another lineage: {theirs['lineage']}")
+        fold = engine.state.fold
+        fork_lsn = bound(fold.epochs, fold.tip.lsn, epochs, int(theirs["lsn"]))
+        kinds: dict[str, int] = {}
+        first_lsn, others = 0, 0
+        for record in LogReader(engine.store).records(fork_lsn):
+            first_lsn = first_lsn or record.lsn
+            kind = Kind(record.header.kind)
+            kinds[kind.name.lower()] = kinds.get(kind.name.lower(), 0) + 1
+            others += kind not in (Kind.UPSERT, Kind.DELETE, Kind.EPOCH, Kind.HANDOVER)
+        tip_lsn = fold.tip.lsn
+    result = {
+        "fork_lsn": fork_lsn,
+        "lsn": tip_lsn,
+        "records": tip_lsn - fork_lsn,
+        "kinds": kinds,
+        "is_complete": tip_lsn == fork_lsn or first_lsn == fork_lsn + 1,
+        "needs_snapshot": others > 0,
+        "primary_lsn": theirs["lsn"],
+    }
+
+    def show() -> None:
+        ends = f"this store ends at {tip_lsn:,}, the primary at {theirs['lsn']:,}"
+        print(f"the histories part behind LSN {fork_lsn:,}; {ends}")
+        if tip_lsn == fork_lsn:
+            print("nothing would be left behind: the store follows at once")
+            return
+        told = ", ".join(f"{count:,} {name}" for name, count in sorted(kinds.items()))
+        print(f"{tip_lsn - fork_lsn:,} records would be exported to {os.path.join(path, 'diverged')}: {told}")
+        if not result["is_complete"]:
+            print("the log was cut: beyond it, points are exported as they are now, marked incomplete")
+        if others:
+            print("some are about more than points: afterwards all is fetched from the primary")
+        print("nothing was changed")
+
+    out.result(result, show)
+
+
+@click.command("adopt")
+@click.argument("directory", metavar="DIR")
+@click.option("--moved", is_flag=True, help="It is the store: its old directory is gone.")
+@click.option("--clone", is_flag=True, help="It is another store: it leaves the lineage.")
+@click.option("--config", "file", metavar="FILE", help="TOML file of the server's options, for how others are reached.")
+@reporting
+@reaching
+def adopt_command(out: Output, *, directory: str, moved: bool, clone: bool, file: str | None) -> None:
+    """Say what the copied directory DIR is, so that it may write again.
+
+    A primary that moved begins a new epoch: should the original live, it is fenced as soon as it hears of it. A clone
+    gets a lineage of its own, and neither believes a word of the other.
+    """
+    path = store_directory(directory)
+    if moved == clone:
+        raise InvalidArgument("--moved, --clone: give one of them")
+    if clone:
+        try:
+            from ..engine.contents.leave import leave_lineage
+        except ImportError as exc:
+            raise missing(exc.name or str(exc), "cpu") from exc
+        if not os.path.exists(path):
+            raise NotFound(f"there is no store at {path!r}")
+        leave_lineage(path)
+        text = "it is a store of its own"
+    else:
+        with _taking_part(path, file, "") as member:
+            done, text = member.commands.run("adopt", b"{}")
+        if not done:
+            raise InvalidArgument(f"adopt: {text}")
+    with open_for_writing(path) as database:
+        status = database.status()
+    result = {name: status[name] for name in ("store_id", "lineage", "role", "epoch", "lsn")}
+    out.result({**result, "text": text}, f"{path}: {text}: store {status['store_id']}, lineage {status['lineage']}")
+
+
+@click.group("diverged")
+def diverged_command() -> None:
+    """List, show or replay what a rejoin has left behind."""
+
+
+@diverged_command.command("list")
+@click.argument("directory", metavar="DIR")
+@reporting
+def list_command(out: Output, *, directory: str) -> None:
+    """List the exports in the directory DIR of a store; it may be served meanwhile."""
+    from ..engine.contents.diverged import exports
+
+    found = exports(store_directory(directory))
+
+    def show() -> None:
+        if not found:
+            print("nothing was left behind")
+            return
+        rows = [
+            [one.name, one.fork_lsn, one.tip_lsn, one.records, "whole" if one.is_complete else "INCOMPLETE"]
+            for one in found
+        ]
+        out.table(["export", "behind LSN", "to LSN", "records", ""], rows)
+
+    out.result([msgspec.to_builtins(one) for one in found], show)
+
+
+@diverged_command.command("show")
+@click.argument("directory", metavar="DIR")
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows of each collection.")
+@reporting
+def show_command(out: Output, *, directory: str, name: str, limit: int) -> None:
+    """Show what the export NAME holds: points of each collection, and records that are about more than points."""
+    from itertools import islice
+
+    from ..engine.contents.diverged import read_export, rows
+
+    path = store_directory(directory)
+    summary, others = read_export(path, name)
+    shown = {left.name: list(islice(rows(path, name, left.number), limit)) for left in summary.collections}
+    result = {
+        "summary": msgspec.to_builtins(summary),
+        "records": others,
+        "collections": {
+            each: [{**row, "commit_time": str(row["commit_time"])} for row in some] for each, some in shown.items()
+        },
+    }
+
+    def show() -> None:
+        print(f"{summary.name}: {_summed(summary)}")
+        for other in others:
+            print(f"record {other}")
+        for each, some in shown.items():
+            table = [[row["lsn"], row["operation"], row["id"], row["payload"] or ""] for row in some]
+            out.table(["LSN", "operation", "id", "payload"], table, title=each)
+
+    out.result(result, show)
+
+
+@diverged_command.command("replay")
+@click.argument("directory", metavar="DIR")
+@click.argument("name")
+@click.argument("where")
+@click.option("--collection", "collections", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@reporting
+@reaching
+def replay_command(out: Output, *, directory: str, name: str, where: str, collections: tuple[str, ...]) -> None:
+    """Write what the export NAME in DIR holds into the store WHERE, over what is there.
+
+    Records are written again in their order, each once, whatever has been written to those points since: look at them
+    first (`vecstore diverged show`).
+    """
+    from ..engine.contents.diverged import replay
+
+    path = store_directory(directory)
+    with open_for_writing(where) as database:
+        done = replay(path, name, database, set(collections) or None)
+
+    def show() -> None:
+        for each, count in done.items():
+            print(f"{count:,} points of {each} were written or deleted")
+        if not done:
+            print("nothing to replay")
+
+    out.result(done, show)
+
+
+def _summed(summary: Any) -> str:
+    points = sum(left.upserts + left.deletes for left in summary.collections)
+    whole = "" if summary.is_complete else ", INCOMPLETE: the log was cut"
+    return f"{summary.records:,} records behind LSN {summary.fork_lsn:,}, {points:,} points{whole}"
