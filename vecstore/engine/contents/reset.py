@@ -2,8 +2,8 @@
 
 What is known of the history goes with the records that made it: epochs, marks, request ids, checkpoints, a handover.
 The window of request ids becomes that of the fork again, as far as the log holds it. Touched points are as the other
-store read them, so that collections which it wrote since are right only once its records up to there were appended;
-digests are those of the points as they are, and are to be trusted to the records until then.
+store read them, at an LSN beyond the fork: collections that it wrote between are right only once its records up to
+there were appended, and until then their rows, points and digests are not each other's. All others are as at the fork.
 
 All of it is done on a linked copy, which is then put in place: the reset is all or nothing, and may be repeated.
 """
