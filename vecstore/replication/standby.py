@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..record import Kind, Record
 from ..storage.catalog import Epoch
-from .actions import Append, Discard, Install, ReadArchive, Verify
+from .actions import Action, Append, Discard, Install, ReadArchive, Verify
 from .log import Place
 from .messages import (
     Ack,
@@ -185,7 +185,7 @@ class Standby(Part):
         fresh = [record for record in message.records if record.lsn > self.tip.lsn]
         known = self.desk.log.chain(message.before.lsn)
         if known is not None and message.before.lsn <= self.desk.log.tip.lsn and known != message.before.chain:
-            self._stop(f"the primary has another record at {message.before.lsn}")
+            self.stop(f"the primary has another record at {message.before.lsn}")
             return None
         place = self.tip
         for record in fresh:
@@ -254,9 +254,15 @@ class Standby(Part):
             case "too old":
                 pass
             case _:
-                self._stop(f"the primary says that this store is {message.why}")
+                self.stop(f"the primary says that this store is {message.why}")
 
-    def _stop(self, why: str) -> None:
+    def halt(self, why: str) -> list[Action]:
+        """Stop for a reason of the engine's, outside of a step; return the actions."""
+        self.desk.actions = []
+        self.stop(why)
+        return self.desk.actions
+
+    def stop(self, why: str) -> None:
         """Keep everything and say so; what becomes of it is for a human."""
         if self.status != "stopped":
             self.desk.alarm(f"stopped: {why}")
@@ -290,7 +296,7 @@ class Standby(Part):
         self.asked_s = self.desk.now_s
         count = self.desk.durable.bootstraps
         if count >= self.desk.timing.bootstraps_max:
-            self._stop(f"{count} bootstraps came to nothing: keep more log for slots, or give an archive")
+            self.stop(f"{count} bootstraps came to nothing: keep more log for slots, or give an archive")
             return
         self.desk.persist(bootstraps=count + 1)
         self.desk.send(self.desk.durable.primary, SnapshotRequest(self.desk.standing(), self.desk.slot, False))
