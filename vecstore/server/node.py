@@ -160,6 +160,7 @@ class Node:
             seen,
             region=self.settings.server.region,
             role=self._role,
+            replication=None if replication is None else replication.describe,
             message_bytes_max=self.settings.server.message_bytes_max,
             repositories=frozenset({self.settings.server.archive, self.settings.snapshot.repository} - {""}),
         )
@@ -236,6 +237,7 @@ class Node:
             database.engine, self.settings, self._reached_at, lambda offline: self.replace(offline)
         )
         self.metrics.watch_replication(made.describe, self.settings.store.slot_retained_bytes_max)
+        self.metrics.watch_drills(made.drills.history)
         return made
 
     def replace(self, offline: Callable[[str], Any]) -> Engine:

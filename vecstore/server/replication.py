@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ..engine.engine import Engine
 from ..errors import InvalidArgument, Unavailable, VecstoreError
 from ..replication.coding import decode_state
+from ..replication.drill import Plan
 from ..replication.driver import Driver
 from ..replication.durable import Durable, Timing
 from ..replication.epochs import Claim, Identity
@@ -27,6 +30,7 @@ from . import log
 from .commands import Commands
 from .contents import StoreContents
 from .describe import applied_of, describe, end_of
+from .drill import Drills
 from .follow import Links, Self
 from .peers import AddressBook
 from .reach import Reach
@@ -103,7 +107,9 @@ class Replication:
         )
         wall_us, now_s = engine.clock.wall_us(), time.monotonic()
         self._lag = StandbyLag(applied_of(self.driver), wall_us, now_s)
+        self.drills = Drills(lambda: self.driver.engine, self.describe, region=self._region)
         self.commands = Commands(self.driver, self.meet)
+        self.commands.register("drill", self._drill)
         self._closing = threading.Event()
         self._target = ""
         self._met: threading.Thread | None = None
@@ -140,6 +146,13 @@ class Replication:
         for more in self.more:
             found.update(more())
         return found
+
+    def _drill(self, options: bytes) -> tuple[bool, str]:
+        try:
+            plan = msgspec.json.decode(options, type=Plan)
+        except msgspec.MsgspecError as exc:
+            raise InvalidArgument(f"drill: options: {exc}") from exc
+        return True, msgspec.json.encode(self.drills.run(plan)).decode()
 
     def _end(self) -> Position:
         end = end_of(self.driver)

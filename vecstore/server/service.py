@@ -7,7 +7,7 @@ database, and gRPC. Thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -72,7 +72,9 @@ class Service:
     region
         What this server says of where it is.
     role
-        Says "primary" or "standby", now.
+        Says "primary", "standby" or "fenced", now.
+    replication
+        Says what the store is in the replication; None where it is in none.
     message_bytes_max
         What this server takes in one message, as `Describe` tells clients.
     repositories
@@ -87,11 +89,13 @@ class Service:
         role: Callable[[], str],
         message_bytes_max: int = RECORD_BYTES_MAX + 8 * MIB,
         clock: Clock | None = None,
+        replication: Callable[[], Mapping[str, Any]] | None = None,
         repositories: frozenset[str] = frozenset(),
     ) -> None:
         self._database = database
         self._region = region
         self._role = role
+        self._replication = replication
         self._message_bytes_max = message_bytes_max
         self._repositories = repositories
         self._clock = clock or SystemClock()
@@ -238,6 +242,8 @@ class Service:
         sees = caller.current().sees
         tree["collections"] = {name: entry for name, entry in tree["collections"].items() if sees(name)}
         tree["region"], tree["role"] = self._region, self._role()
+        if self._replication is not None:
+            tree["replication"] = self._replication()
         return pb.StatusReply(epoch=tree["epoch"], lsn=tree["lsn"], status=json_bytes(tree))
 
     def _verify(self, _asked: pb.VerifyRequest, _context: grpc.ServicerContext) -> Iterator[pb.VerifyReply]:
