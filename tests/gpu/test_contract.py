@@ -79,11 +79,12 @@ class GpuStore(HostStore):
     config = NOW
 
 
-class TestSearchingOnHost(HostStore, SearchingContract):
-    """Search and batches, by a worker on the CPU: every search finds all rows sealed and loaded, few as they are."""
+class SealedStore(HostStore):
+    """Supplies stores in which every search finds all rows sealed and loaded, few as they are."""
 
     @pytest.fixture(autouse=True)
     def _sealing(self, _patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vecstore.engine.accelerator.WORK_MIN", -1)
         create, search = EmbeddedDatabase.create_collection, EmbeddedCollection.search
         batch = EmbeddedCollection.search_batch
 
@@ -103,7 +104,11 @@ class TestSearchingOnHost(HostStore, SearchingContract):
         monkeypatch.setattr(EmbeddedCollection, "search_batch", sealed_batch)
 
 
-class TestFilteringOnHost(HostStore, FilteringContract):
+class TestSearchingOnHost(SealedStore, SearchingContract):
+    """Search and batches, by a worker on the CPU."""
+
+
+class TestFilteringOnHost(SealedStore, FilteringContract):
     """Filters, by a worker on the CPU."""
 
 
