@@ -147,6 +147,25 @@ def test_a_request_id_is_known_where_its_record_was_shipped(tmp_path: Path) -> N
         assert point.vector is not None and point.vector[0] == 2.0
 
 
+def test_records_that_were_decoded_ahead(tmp_path: Path) -> None:
+    """By another thread, twice, never appended, or with another body under the same mark: only what fits is taken."""
+    with make_pair(tmp_path) as (a, b):
+        write_history(a, 6, 40)
+        records = list(StoreLog(lambda: a.engine).read(1, a.engine.durable_lsn, 1 << 30))
+        committer = committer_of(b.engine)
+        reader = threading.Thread(target=committer.decode_ahead, args=(records + records,))
+        reader.start()
+        reader.join()
+        at = next(i for i, record in enumerate(records) if record.header.count)
+        false = replace(records[at], parts=(bytes(len(records[at].body)),))
+        committer.decode_ahead([false, replace(false, mark=records[0].mark)])
+        committer.append(records[:at])
+        with pytest.raises(Damaged):
+            committer.append([false])
+        committer.append(records[at:])
+        assert_equal(a, b)
+
+
 def test_digests_on_trust(tmp_path: Path) -> None:
     """Where points are newer than records, marks are believed, and the digest is right once all is applied."""
     with make_pair(tmp_path) as (a, b):

@@ -10,15 +10,18 @@ ends a run, since what follows must see it applied.
 
 from __future__ import annotations
 
+import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..clock import CommitClock
-from ..config import Config
+from ..config import MIB, Config
 from ..errors import Damaged, NotPrimary
 from ..record import Kind, Record
 from ..storage import catalog
@@ -30,7 +33,9 @@ from .resolve import Resolver
 from .rowmap import id_codes
 from .state import State
 
-__all__ = ["Applier", "Finished", "Writer", "finished", "runs"]
+__all__ = ["Ahead", "Applier", "Finished", "Writer", "finished", "runs"]
+
+AHEAD_BYTES_MAX = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,52 @@ def finished(record: Record) -> Finished:
     return Finished(record, change, id_codes(change.body.kind, change.body.keys))
 
 
-def runs(records: Sequence[Record], config: Config) -> Iterator[list[Finished]]:
+class Ahead:
+    """Records that were decoded before their turn, by the threads that bring them. Thread-safe, and bounded."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._items: OrderedDict[tuple[int, bytes], Finished] = OrderedDict()
+        self._bytes = 0
+
+    def decode(self, records: Sequence[Record]) -> None:
+        """Decode records; one that cannot be read is left to who takes it."""
+        for record in records:
+            with contextlib.suppress(Damaged):
+                self._put(finished(record))
+
+    def _put(self, item: Finished) -> None:
+        with self._lock:
+            if self._items.setdefault(_place(item.record), item) is item:
+                self._bytes += item.record.size
+            while self._bytes > AHEAD_BYTES_MAX and len(self._items) > 1:
+                _, old = self._items.popitem(last=False)
+                self._bytes -= old.record.size
+
+    def take(self, record: Record) -> Finished:
+        """Return a record decoded: the one that was, or decode it now."""
+        with self._lock:
+            item = self._items.pop(_place(record), None)
+            if item is not None:
+                self._bytes -= item.record.size
+        # The same object, or the same bytes: a chain that agrees says nothing of a body that was not checked yet.
+        if item is None or (item.record is not record and item.record != record):
+            return finished(record)
+        return item
+
+
+def _place(record: Record) -> tuple[int, bytes]:
+    return record.lsn, record.mark.chain
+
+
+def runs(
+    records: Sequence[Record], config: Config, decoded: Callable[[Record], Finished] = finished
+) -> Iterator[list[Finished]]:
     """Decode records and cut them into runs that share a sync each."""
     run: list[Finished] = []
     size = 0
     for record in records:
-        item = finished(record)
+        item = decoded(record)
         full = len(run) >= config.group_records_max or size + record.size > config.group_bytes_max
         if run and (full or item.codes is None):
             yield run

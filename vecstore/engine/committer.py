@@ -30,7 +30,7 @@ from ..storage.catalog import Epoch
 from ..storage.fold import Staged
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
-from .apply import Applier, runs
+from .apply import Ahead, Applier, runs
 from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
 from .group import Group
 from .history import History
@@ -98,6 +98,7 @@ class Committer:
         self.replicated_lsn = 0
         self.on_durable: Callable[[], None] | None = None
         self.on_records: Callable[[Sequence[Record]], None] | None = None
+        self._ahead = Ahead()
         self._applier = Applier(state, store, self._resolver, clock, wall_us, config, self)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
         self._sync_begins = threading.Semaphore(0)
@@ -208,8 +209,12 @@ class Committer:
             One does not follow, is of a kind that is not known, or gives another digest than its mark says. It was not
             written; some before it may have been.
         """
-        for run in runs(records, self._config):
+        for run in runs(records, self._config, self._ahead.take):
             self._patiently(partial(self._applier.append, run, trust))
+
+    def decode_ahead(self, records: Sequence[Record]) -> None:
+        """Decode records that are to be appended soon, in the calling thread. It takes none of them."""
+        self._ahead.decode(records)
 
     def handover(self, target: str, refusal: Callable[[], NotPrimary]) -> None:
         """Write a handover to a store, durably, behind every write that was taken; none is taken from then on."""
