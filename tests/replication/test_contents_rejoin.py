@@ -15,8 +15,9 @@ import vecstore
 from tests.replication.contents import FENCED, STANDBY, fetch, part_of, part_ways, write_points
 from tests.replication.pair import answers, assert_equal, committer_of, held, make_pair, opened, ship, write_history
 from vecstore.engine.contents import keep
-from vecstore.engine.contents.diverged import exports, read_export, replay, rows
+from vecstore.engine.contents.diverged import differing, exports, read_export, replay, rows
 from vecstore.engine.contents.export import Left, export
+from vecstore.engine.contents.install import install
 from vecstore.engine.contents.outgoing import Outgoing
 from vecstore.engine.contents.reset import reset
 from vecstore.engine.database import EmbeddedDatabase
@@ -230,6 +231,39 @@ def test_an_export_of_a_log_that_was_cut_is_incomplete(tmp_path: Path) -> None:
             c.create_collection(name, source.dim, metric=source.metric, fields=source.fields)
         replay(str(tmp_path / "a"), left.name, c)
         assert all(point in list(a.collection("ints").scan()) for point in c.collection("ints").scan())
+
+
+def test_an_incomplete_export_learns_which_ids_differ(seed: int, tmp_path: Path) -> None:
+    """The snapshot that replaces the store tells what was deleted behind the fork, though the log had lost it."""
+    with make_pair(tmp_path) as (a, b):
+        write_history(a, seed, 5)
+        points = a.collection("ints")
+        points.upsert(range(5_000, 5_010), np.ones((10, points.dim)), [{"owner": 0}] * 10)
+        ship(a, b, seed)
+        fork = part_ways(a, b)
+        points.delete(ids=[5_001, 5_002])
+        points.upsert([5_003], -np.ones((1, points.dim)))
+        b.collection("ints").upsert([5_004], -np.ones((1, points.dim)))
+        b.collection("ints").delete(ids=[5_002, 5_005])
+        a.engine.slots.standbys = Standbys
+        for _ in range(3):
+            write_points(a, seed, 1)
+            a.checkpoint()
+        left = leave(a, fork)
+        assert left.needs_snapshot
+        a.close()
+        outgoing = Outgoing(b.engine)
+        fetch(outgoing, outgoing.take(), tmp_path / "a")
+        assert list(differing(str(tmp_path / "a"), left.name)) == []
+        install(str(tmp_path / "a"), STANDBY, b.engine.lineage)
+        found = {row["id"]: row for row in differing(str(tmp_path / "a"), left.name)}
+        assert found[5_001]["here"] is None and found[5_001]["there"] <= fork, "deleted here, behind the fork"
+        assert found[5_005]["there"] is None and found[5_005]["here"] <= fork, "deleted there"
+        assert found[5_003]["here"] > fork >= found[5_003]["there"]
+        assert found[5_004]["there"] > fork >= found[5_004]["here"]
+        assert 5_002 not in found and 5_006 not in found
+        with contextlib.closing(opened(tmp_path / "a")) as again:
+            assert_equal(b, again, seed)
 
 
 def test_a_reset_refuses_what_it_cannot_know(tmp_path: Path) -> None:

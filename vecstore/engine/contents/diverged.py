@@ -5,11 +5,13 @@
     summary.json     what it is of, and what is in it; see `Summary`
     <number>.parquet one for each collection: the points of each record, in the log's order
     records.jsonl    the records that are not about points: kind, collection, body
+    differences.jsonl
+                     where the log had been cut, once a snapshot came: the ids that differ, see `differences`
 
 Columns: ``lsn``, ``commit_time`` (UTC; null where it is not known), ``source`` (``log``, or ``points`` where the log
 was cut and this is what the point was at last), ``operation`` (``upsert`` or ``delete``), ``id``, ``vector``,
-``payload`` (JSON). Such a folder is written once, whole, and never changed: see `export`. Here it is read, and replayed
-into a database through the public interface.
+``payload`` (JSON). What is in such a folder is written once, whole, and never changed: see `export`. Here it is read,
+and replayed into a database through the public interface.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from ...api import Collection, Database
 from ...errors import Damaged, NotFound
 from ...storage.catalog import Definition
 
-__all__ = ["DIVERGED", "LeftBehind", "Summary", "exports", "read_export", "replay", "rows"]
+__all__ = ["DIVERGED", "LeftBehind", "Summary", "differing", "exports", "read_export", "replay", "rows"]
 
 DIVERGED = "diverged"
 SUMMARY = "summary.json"
 RECORDS = "records.jsonl"
+DIFFERENCES = "differences.jsonl"
 DRAFT = ".draft-"
 _ROWS = 2_000
 _LIVE_POINTS = 500
@@ -115,6 +118,18 @@ def rows(path: str, name: str, number: int) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(os.path.join(_folder(path, name), f"{number}.parquet"), pre_buffer=False) as file:
         for batch in file.iter_batches(_ROWS, use_threads=False):
             yield from batch.to_pylist()
+
+
+def differing(path: str, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the ids that differed when a snapshot replaced what was here; none where that was not noted.
+
+    Of each: collection, id, and the LSN of the record that wrote it, ``here`` and ``there``; None for none. What was
+    written there at or before the fork and is missing here was deleted behind the fork.
+    """
+    file = os.path.join(_folder(path, name), DIFFERENCES)
+    if os.path.exists(file):
+        with open(file, "rb") as lines:
+            yield from map(msgspec.json.decode, lines)
 
 
 def replay(path: str, name: str, database: Database, collections: set[str] | None = None) -> dict[str, int]:

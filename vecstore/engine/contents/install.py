@@ -10,6 +10,7 @@ import os
 from ...errors import Damaged, InvalidArgument
 from ...storage.directory import StoreDirectory, begin, complete, is_store
 from ...storage.swap import swap
+from .differences import note_differences
 from .incoming import INCOMING, Incoming
 from .manifest import Manifest, read_manifest
 from .prepared import check_lineage, prepare
@@ -26,7 +27,7 @@ def install(path: str, replication: bytes, lineage: bytes | None = None) -> Mani
     """Put the snapshot that has come into ``DIR/incoming/`` in place; return what it is.
 
     Nothing of the store that was there is left but its identity, its format file, and what lies in folders of its own:
-    exports and the checkpoint before a rejoin.
+    exports and the checkpoint before a rejoin. Where an export is incomplete, the ids that differ are noted in it.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def install(path: str, replication: bytes, lineage: bytes | None = None) -> Mani
         if lineage is not None:
             check_lineage(manifest, lineage)
         is_new = not is_store(path)
+        if not is_new:
+            note_differences(path, source)
         prepare(path, source, replication)
         swap(path, (lambda: complete(path)) if is_new else (lambda: None))
         Incoming(path).discard()
