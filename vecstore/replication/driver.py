@@ -36,6 +36,7 @@ from .messages import (
     Checkpointed,
     Command,
     Exported,
+    Frame,
     Installed,
     Message,
     Points,
@@ -214,6 +215,10 @@ class Driver:
 
     def receive(self, sender: str, message: Message) -> None:
         """Take a message of another store."""
+        committer = self._engine.committer
+        if isinstance(message, Frame) and committer is not None:
+            # In the thread that brings it, while the one before is being synced.
+            committer.decode_ahead(message.records)
         self._queue.put((sender, message))
 
     def command(self, command: Command, timeout_s: float) -> tuple[bool, str]:
@@ -373,10 +378,8 @@ class Driver:
 
     def _append(self, records: Sequence[Record]) -> None:
         rejoin = self.member.durable.rejoin
-        committer = self.engine.committer
-        assert committer is not None
         try:
-            committer.append(list(records), trust=rejoin is not None)
+            self.engine.append(records, trust=rejoin is not None)
         except Damaged as exc:
             # The chain was checked: what does not fit are the contents here.
             part, why = self.member.part, f"a record does not fit the contents of this store: {exc}"
