@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,26 @@ def test_a_reset_again_is_the_same(seed: int, tmp_path: Path) -> None:
         incoming = fetch(outgoing, outgoing.take_points(left.ids), tmp_path / "a")
         first = reset(str(tmp_path / "a"), fork, incoming.points, STANDBY)
         assert reset(str(tmp_path / "a"), fork, incoming.points, STANDBY) == first
+        with contextlib.closing(opened(tmp_path / "a")) as again:
+            ship(b, again, seed, trust=True)
+            assert_equal(b, again, seed)
+
+
+def test_points_are_read_beside_writers(seed: int, tmp_path: Path) -> None:
+    """Each touched point is of some LSN, and once the records up to the LSN of the answer are appended all are right."""
+    with parted(tmp_path, seed) as (a, b, fork):
+        left = leave(a, fork)
+        a.close()
+        outgoing = Outgoing(b.engine)
+        writer = threading.Thread(target=write_points, args=(b, seed + 3, 40))
+        writer.start()
+        while b.status()["lsn"] < fork + 30:
+            b.wait(b.status()["token"])
+        taken = outgoing.take_points(left.ids)
+        writer.join()
+        assert fork < taken.lsn <= b.status()["lsn"]
+        points = fetch(outgoing, taken, tmp_path / "a").points
+        reset(str(tmp_path / "a"), fork, points, STANDBY)
         with contextlib.closing(opened(tmp_path / "a")) as again:
             ship(b, again, seed, trust=True)
             assert_equal(b, again, seed)

@@ -21,6 +21,7 @@ from ...backup.transfer import check_files
 from ...errors import InvalidArgument, NotFound, NotPrimary
 from ...record import point_key
 from ...storage.base import Family
+from ...storage.catalog import Tip
 from ..engine import OUTGOING, Engine
 from ..snapshot import stand_still
 from .manifest import MANIFEST, Manifest, write_manifest
@@ -88,31 +89,31 @@ class Outgoing:
             raise
 
     def take_points(self, ids: Iterable[tuple[int, bytes]]) -> Taken:
-        """Keep points as they are now, by collection and id key; one that there is not is kept as gone."""
-        engine = self._engine
+        """Keep points, by collection and id key; one that there is not is kept as gone.
+
+        Each is as it was at some LSN since the call began, writers are not held up: whoever sets these points and then
+        applies the records up to the LSN that is returned, has them as they were at that.
+        """
         self.expire()
         name, folder = self._new()
         try:
             os.makedirs(folder)
             places = [(int(number), bytes(key)) for number, key in ids]
-
-            def write() -> tuple[int, bytes]:
-                # Nothing is written meanwhile: all of them are of one LSN.
-                if engine.committer is not None:
-                    engine.committer.sync()
-                with open(os.path.join(folder, POINTS), "wb") as file:
-                    for start in range(0, len(places), _READ_POINTS):
-                        some = places[start : start + _READ_POINTS]
-                        found = engine.store.get(Family.POINTS, [point_key(number, key) for number, key in some])
-                        file.writelines(encode_point(*place, value) for place, value in zip(some, found, strict=True))
-                tip = engine.state.fold.tip
-                return tip.lsn, tip.chain
-
-            lsn, chain = engine.at_barrier(write)
-            return self._keep(name, lsn, chain, [POINTS])
+            with open(os.path.join(folder, POINTS), "wb") as file:
+                for start in range(0, len(places), _READ_POINTS):
+                    some = places[start : start + _READ_POINTS]
+                    found = self._engine.store.get(Family.POINTS, [point_key(number, key) for number, key in some])
+                    file.writelines(encode_point(*place, value) for place, value in zip(some, found, strict=True))
+            tip = self._engine.at_barrier(self._durable_tip)
+            return self._keep(name, tip.lsn, tip.chain, [POINTS])
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _durable_tip(self) -> Tip:
+        if self._engine.committer is not None:
+            self._engine.committer.sync()
+        return self._engine.state.fold.tip
 
     def _new(self) -> tuple[str, str]:
         name = uuid.uuid4().hex
