@@ -103,7 +103,7 @@ def test_a_reset_again_is_the_same(seed: int, tmp_path: Path) -> None:
 
 
 def test_points_are_read_beside_writers(seed: int, tmp_path: Path) -> None:
-    """Each touched point is of some LSN, and once the records up to the LSN of the answer are appended all are right."""
+    """Each touched point is of some LSN; once the records up to the LSN of the answer are appended all are right."""
     with parted(tmp_path, seed) as (a, b, fork):
         left = leave(a, fork)
         a.close()
