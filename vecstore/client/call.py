@@ -480,7 +480,7 @@ class Call:
 
     def _final(self, error: VecstoreError) -> VecstoreError:
         """Return an error as the caller gets it: with what became of a write."""
-        if self.request_id is None:
+        if self.request_id is None or error.outcome == "durable":
             return error
         if self._ambiguous and not isinstance(error, InvalidArgument):
             error.outcome = "unknown"

@@ -123,8 +123,8 @@ class EmbeddedDatabase(Database):
     def replace(self, offline: Callable[[str], Any]) -> Engine:
         """Close the engine, let something be done to the closed store, and open it again beneath this handle.
 
-        Calls meanwhile are refused as `Closed`. Whatever `offline` raises, the store is open again afterwards, as far as
-        it can be.
+        Calls meanwhile are refused as `Closed`. Whatever `offline` raises, the store is open again afterwards, as far
+        as it can be.
 
         Parameters
         ----------

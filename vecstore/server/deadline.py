@@ -9,7 +9,7 @@ from ..config import WRITE_TIMEOUT_S_MAX
 from ..errors import DeadlineExceeded, InvalidArgument
 from ..wire.v1 import store_pb2 as pb
 
-__all__ = ["left_s", "write_left_s"]
+__all__ = ["left_s", "waiting_s", "write_left_s"]
 
 _FOREVER_S = 1e7
 """What gRPC says of a call without a deadline is longer than that."""
@@ -19,6 +19,11 @@ def left_s(context: grpc.ServicerContext) -> float | None:
     """Return the seconds that a call has left; None where it has no deadline."""
     found: float | None = context.time_remaining()
     return found if found is not None and found < _FOREVER_S else None
+
+
+def waiting_s(left: float | None, ack: str) -> float | None:
+    """Return for how long a write, or a wait for one, may wait: its client must still hear that it is durable here."""
+    return left - min(0.25, left / 5) if left is not None and ack == "replicated" else left
 
 
 def write_left_s(write: pb.Write, context: grpc.ServicerContext, clock: Clock) -> float:

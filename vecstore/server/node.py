@@ -248,6 +248,7 @@ class Node:
         assert isinstance(database, EmbeddedDatabase)
         self._log.warning("contents are being replaced")
         self._door.close(_REPLACING, but=REPLICATION)
+        database.engine.leave()
         start_s = time.monotonic()
         pause = threading.Event()
         while self._data_in_flight() and time.monotonic() - start_s < _REPLACE_WAIT_S:

@@ -34,7 +34,7 @@ from ..wire.methods import COLLECTIONS, METHODS, REPLICATION, SERVICES, Method
 from ..wire.v1 import store_pb2 as pb
 from . import caller, stream
 from .bounds import bounded_batch, bounded_ids, bounded_part
-from .deadline import left_s, write_left_s
+from .deadline import left_s, waiting_s, write_left_s
 from .directory import Directory
 from .reply import batch_reply, collection_message, json_bytes, pack_points, search_reply, written_reply
 
@@ -234,7 +234,8 @@ class Service:
         return pb.Done(epoch=epoch, lsn=lsn)
 
     def _wait(self, asked: pb.WaitRequest, context: grpc.ServicerContext) -> pb.Written:
-        written = self._database.wait(asked.token, ack=read_ack(asked.ack), timeout=left_s(context))
+        ack = read_ack(asked.ack)
+        written = self._database.wait(asked.token, ack=ack, timeout=waiting_s(left_s(context), ack))
         return written_reply(written, self._database.position()[0])
 
     def _status(self, _asked: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
@@ -274,11 +275,10 @@ class Service:
         body = unpack_body(asked.body)
         restore_moments(body.payloads, asked.timestamps)
         collection = self._directory.by_number(asked.collection)
-        timeout_s = write_left_s(asked.write, context, self._clock)
+        ack = read_ack(asked.write.ack)
+        timeout_s = waiting_s(write_left_s(asked.write, context, self._clock), ack)
         with request.use(asked.write.request_id or NO_REQUEST):
-            written = collection.upsert(
-                body.ids, body.vectors, body.payloads, ack=read_ack(asked.write.ack), timeout=timeout_s
-            )
+            written = collection.upsert(body.ids, body.vectors, body.payloads, ack=ack, timeout=timeout_s)
         return written_reply(written, self._database.position()[0])
 
     def _upsert_stream(
@@ -294,20 +294,20 @@ class Service:
             payloads = read_payloads(unpack_blobs(asked.payloads, "payloads"))
             restore_moments(payloads, asked.timestamps)
         collection = self._directory.by_number(asked.collection)
-        timeout_s = write_left_s(asked.write, context, self._clock)
+        ack = read_ack(asked.write.ack)
+        timeout_s = waiting_s(write_left_s(asked.write, context, self._clock), ack)
         with request.use(asked.write.request_id or NO_REQUEST):
-            written = collection.update(
-                ids, vectors=vectors, payloads=payloads, ack=read_ack(asked.write.ack), timeout=timeout_s
-            )
+            written = collection.update(ids, vectors=vectors, payloads=payloads, ack=ack, timeout=timeout_s)
         return written_reply(written, self._database.position()[0])
 
     def _delete(self, asked: pb.DeleteRequest, context: grpc.ServicerContext) -> pb.Written:
         ids = bounded_ids(asked.ids) if asked.HasField("ids") else None
         filter = unpack_filter(asked.filter)
         collection = self._directory.by_number(asked.collection)
-        timeout_s = write_left_s(asked.write, context, self._clock)
+        ack = read_ack(asked.write.ack)
+        timeout_s = waiting_s(write_left_s(asked.write, context, self._clock), ack)
         with request.use(asked.write.request_id or NO_REQUEST):
-            written = collection.delete(ids=ids, filter=filter, ack=read_ack(asked.write.ack), timeout=timeout_s)
+            written = collection.delete(ids=ids, filter=filter, ack=ack, timeout=timeout_s)
         return written_reply(written, self._database.position()[0])
 
     def _add_field(self, asked: pb.AddFieldRequest, context: grpc.ServicerContext) -> pb.Done:

@@ -23,7 +23,7 @@ from ..values import Point
 from ..wire.body import Body, restore_moments, unpack_body
 from ..wire.codec import read_ack
 from ..wire.v1 import store_pb2 as pb
-from .deadline import write_left_s
+from .deadline import waiting_s, write_left_s
 from .directory import Directory
 from .reply import Columns, written_reply
 
@@ -153,9 +153,10 @@ def _upsert(
     database: Database, directory: Directory, record: _Record, context: grpc.ServicerContext, clock: Clock
 ) -> pb.Written:
     collection, body, write = directory.by_number(record.collection), record.body, record.write
-    timeout_s = write_left_s(write, context, clock)
+    ack = read_ack(write.ack)
+    timeout_s = waiting_s(write_left_s(write, context, clock), ack)
     with request.use(write.request_id or NO_REQUEST):
-        written = collection.upsert(body.ids, body.vectors, body.payloads, ack=read_ack(write.ack), timeout=timeout_s)
+        written = collection.upsert(body.ids, body.vectors, body.payloads, ack=ack, timeout=timeout_s)
     return written_reply(written, database.position()[0])
 
 

@@ -1,0 +1,64 @@
+"""What waits for a synchronous standby, and a standby whose log was cut beneath it, between processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vecstore.errors import DeadlineExceeded
+
+from .stores import Store, put
+from .test_follow import counts, digest
+
+SMALL = {
+    "VECSTORE_SLOT_RETAINED_BYTES_MAX": str(1 << 20),
+    "VECSTORE_CHECKPOINT_LOG_BYTES": str(64 << 10),
+    "VECSTORE_CHECKPOINT_INTERVAL_S": "0.2",
+    "VECSTORE_CHECKPOINTS_RETAINED": "1",
+}
+"""A log that is cut soon, and held for a slot up to a megabyte."""
+
+
+def test_replicated_waits_for_the_standby_and_says_what_is_durable(tmp_path: Path) -> None:
+    """With it, an acknowledgement means both; without it, the error says durable, and a wait goes on."""
+    primary = Store(tmp_path / "a", "--region", "east", "--synchronous", "west")
+    with primary.running(), primary.database() as database:
+        put(database, 0, 10)
+        standby = Store(tmp_path / "b", "--region", "west", "--standby-of", primary.address)
+        vector = np.ones((1, 4), np.float32)
+        with standby.running():
+            standby.wait(lambda found: found["status"] == "following")
+            written = database.collection("docs").upsert([100], vector, ack="replicated", timeout=20)
+            assert written.ack == "replicated"
+            assert standby.describe()["durable_lsn"] >= written.lsn
+        with pytest.raises(DeadlineExceeded) as caught:
+            database.collection("docs").upsert([101], vector, ack="replicated", timeout=1)
+        assert caught.value.outcome == "durable"
+        token = caught.value.details["token"]
+        with standby.running():
+            assert database.wait(token, ack="replicated", timeout=20).ack == "replicated"
+
+
+def test_a_standby_that_is_too_far_behind_takes_a_snapshot(tmp_path: Path) -> None:
+    """Its slot is lost, loudly; when it comes back its contents are replaced beneath its running server."""
+    primary = Store(tmp_path / "a", "--region", "east", **SMALL)
+    with primary.running():
+        with primary.database() as database:
+            put(database, 0, 10)
+        standby = Store(tmp_path / "b", "--region", "west", "--standby-of", primary.address, "--slot", "west")
+        with standby.running():
+            standby.wait(lambda found: found["status"] == "following")
+        with primary.database() as database:
+            for i in range(60):
+                token = put(database, 1_000 * i, 1_000)
+            found = primary.wait(lambda found: found["slots"][0]["is_lost"])
+            assert any("slot west is lost" in alarm["text"] for alarm in found["alarms"])
+            with standby.running():
+                assert counts(standby, token) == 60_000
+                token = put(database, 100_000, 10)
+                assert counts(standby, token) == 60_010
+                assert digest(standby) == digest(primary)
+                assert standby.describe()["status"] == "following"
+                found = primary.wait(lambda found: not found["slots"][0]["is_lost"])
