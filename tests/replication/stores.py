@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,12 @@ class Store:
         Of `vecstore serve`, at each start.
     """
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, port: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.arguments = list(arguments)
-        self.environment = FAST | environment
+        self.environment = {**FAST, **(environment or {})}
         self.port = port
         self.starts = 0
         self.served: Served | None = None

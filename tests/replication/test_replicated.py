@@ -43,7 +43,7 @@ def test_replicated_waits_for_the_standby_and_says_what_is_durable(tmp_path: Pat
 
 def test_a_standby_that_is_too_far_behind_takes_a_snapshot(tmp_path: Path) -> None:
     """Its slot is lost, loudly; when it comes back its contents are replaced beneath its running server."""
-    primary = Store(tmp_path / "a", "--region", "east", **SMALL)
+    primary = Store(tmp_path / "a", "--region", "east", environment=SMALL)
     with primary.running():
         with primary.database() as database:
             put(database, 0, 10)

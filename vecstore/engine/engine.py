@@ -132,7 +132,7 @@ class Engine:
         self.gate = Gate(self.config.search_thread_count())
         self.crew = Crew(self.config.search_thread_count() - 1)
         self._pid = os.getpid()
-        self._closed = False
+        self._closed = self._leaving = False
         self.synchronous = ""
         self.primary_hint = ""
         self.reads_held = ""
@@ -280,7 +280,7 @@ class Engine:
 
     def check_open(self) -> None:
         """Refuse calls after close, and in a process that was forked."""
-        if self._closed:
+        if self._closed or self._leaving:
             raise Closed(f"the store at {self.directory.path} is closed", hint="open it again")
         if os.getpid() != self._pid:
             raise Closed("the store was opened before this process was forked", hint="open it in this process")
@@ -332,7 +332,7 @@ class Engine:
             raise NotPrimary("the store is open read-only", hint="ask the store that is served")
 
         def is_over() -> bool:
-            return committer.replicated_lsn >= lsn or committer.is_fenced or self._closed
+            return committer.replicated_lsn >= lsn or committer.is_fenced or self._closed or self._leaving
 
         with committer.applied:
             committer.applied.wait_for(is_over, None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
@@ -347,7 +347,7 @@ class Engine:
             )
         if committer.replicated_lsn >= lsn:
             return
-        late = not self._closed
+        late = not (self._closed or self._leaving)
         raise (DeadlineExceeded if late else Closed)(
             f"the write is durable here; {self.synchronous} did not acknowledge it "
             + ("in time" if late else "before the store was closed"),
@@ -415,7 +415,7 @@ class Engine:
             return
         with self.committer.applied:
             reached = self.committer.applied.wait_for(
-                lambda: self.state.view.lsn >= lsn or self._closed or bool(check()), timeout
+                lambda: self.state.view.lsn >= lsn or self._closed or self._leaving or bool(check()), timeout
             )
         self.check_open()
         if not reached:
@@ -442,6 +442,13 @@ class Engine:
         """Run something while no group is under way."""
         return action() if self.committer is None else self.committer.run(action)
 
+    def leave(self) -> None:
+        """Refuse calls from now on, and let those that wait for something end: the store will be closed."""
+        self._leaving = True
+        if self.committer is not None:
+            with self.committer.applied:
+                self.committer.applied.notify_all()
+
     def close(self) -> None:
         """Finish what is under way, take a last checkpoint, let the directory go."""
         if self._closed:
@@ -449,6 +456,7 @@ class Engine:
         if os.getpid() != self._pid:
             self._closed = True
             return
+        self.leave()
         if self.builder is not None and self.checkpointer is not None and self.committer is not None:
             if self.archiver is not None:
                 self.archiver.close()
