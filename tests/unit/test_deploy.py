@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+STANDBY = DEPLOY / "kubernetes" / "standby" / "configmap.yaml"
 TEMPLATE = DEPLOY / "kubernetes" / "secret.yaml.template"
 USER = 10001
 DRAIN_S = settings.ServerSettings().drain_s
@@ -132,6 +133,43 @@ def test_compose_runs_the_server_as_it_should(name: str) -> None:
     assert settings.load(environment={**image_environment(), **environment}).server.data
 
 
+@pytest.mark.parametrize(("name", "other"), [("east", ""), ("west", "east:7601")])
+def test_compose_has_two_regions(name: str, other: str) -> None:
+    """Each has a volume and a slot of its own, knows where it is reached, and shows the other a token."""
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    service = compose["services"][name]
+    assert service["profiles"] == ["regions"]
+    assert service["cap_drop"] == ["ALL"] and service["read_only"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert {volume.partition(":")[0] for volume in service["volumes"]} == {name, "./secrets"}
+    assert name in compose["volumes"]
+    environment = {key: re.sub(r"^\$\{\w+:-(.*)\}$", r"\1", value) for key, value in service["environment"].items()}
+    found = settings.load(environment={**image_environment(), **environment})
+    assert (found.server.region, found.replication.slot) == (name, name)
+    assert (found.replication.standby_of, found.replication.advertise) == (other, f"{name}:7601")
+    assert found.replication.plaintext
+    mounted = [volume.split(":")[1] for volume in service["volumes"]]
+    assert any(found.replication.token_file.startswith(place) for place in mounted)
+    assert any(found.auth.tokens.startswith(place) for place in mounted)
+
+
+def test_the_second_regions_config_map_is_a_configuration(tmp_path: Path) -> None:
+    """It stands in for the first one's, under the same name, mounts what that mounts, and makes a standby."""
+    (standby,) = documents(STANDBY)
+    first = manifest("ConfigMap")
+    assert standby["metadata"] == first["metadata"]
+    assert standby["data"].keys() == first["data"].keys()
+    ((name, text),) = standby["data"].items()
+    (tmp_path / name).write_text(text)
+    found = settings.load(tmp_path / name, environment={})
+    (container,) = pod()["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert found.server.data.startswith(mounts["data"])
+    assert found.replication.standby_of and found.replication.slot == found.server.region
+    assert found.replication.token_file.startswith(mounts["tokens"])
+    assert found.replication.ca.startswith(mounts["tls"])
+
+
 def test_compose_scrapes_what_the_alerts_ask_for() -> None:
     """Prometheus reads the rules and the server's HTTP port, under the job's name that the rules know."""
     (compose,) = documents(DEPLOY / "compose.yaml")
@@ -149,7 +187,7 @@ def test_compose_scrapes_what_the_alerts_ask_for() -> None:
         assert yaml.safe_load(compose["configs"][name]["content"])["apiVersion"] == 1
 
 
-@pytest.mark.parametrize("file", [*MANIFESTS, TEMPLATE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*MANIFESTS, TEMPLATE, STANDBY], ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_manifests_keep_to_the_schemas_of_kubernetes(file: Path) -> None:
     """Every manifest is what Kubernetes allows, with no name that it does not know."""
     assert documents(file)
@@ -203,7 +241,7 @@ def test_the_config_map_is_a_configuration(tmp_path: Path) -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     ((name, text),) = manifest("ConfigMap")["data"].items()
     assert container["args"] == ["serve", "--config", f"{mounts['config']}/{name}"]
-    for given in (text, re.sub(r"^# (\[tls\]|\w+ = )", r"\1", text, flags=re.MULTILINE)):  # as it is, and with TLS
+    for given in (text, re.sub(r"^# (\[\w+\]|\w+ = )", r"\1", text, flags=re.MULTILINE)):  # as it is, and with TLS
         file = tmp_path / "vecstore.toml"
         file.write_text(given)
         found = settings.load(file, environment={})
