@@ -112,9 +112,8 @@ def test_a_diverged_primary_rejoins_and_is_replayed(tmp_path: Path) -> None:
 def test_a_rejoin_of_the_primary_itself_is_refused(tmp_path: Path) -> None:
     """Nothing is to be aborted where nothing began, and a standby is no primary to follow."""
     a = Store(tmp_path / "a")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 5)
+    with a.running(), a.database() as database:
+        put(database, 0, 5)
     error = vecstore_command("rejoin", str(a.folder), "--abort", code=1)["error"]
     assert "no rejoin" in error["message"]
     error = vecstore_command("rejoin", str(a.folder), code=1)["error"]
@@ -147,3 +146,30 @@ def test_a_copy_is_adopted_as_moved_or_as_a_clone(tmp_path: Path) -> None:
         put(database, 20, 1)
         assert database.collection("docs").count() == 21
         assert database.verify()["ok"]
+
+
+def test_regions_that_ask_who_it_is(tmp_path: Path) -> None:
+    """Servers show each other a token of the role replicate, which lets nobody promote; operators need admin."""
+    tokens, admin, replicate = (tmp_path / name for name in ("tokens.toml", "admin", "replicate"))
+    for file, role in ((admin, "admin"), (replicate, "replicate")):
+        command = [sys.executable, "-m", "vecstore.cli.main", "token", role, "--role", role, "--add-to", str(tokens)]
+        file.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    shown = {"VECSTORE_SERVER_REPLICATION_TOKEN_FILE": str(replicate)}
+    a = Store(tmp_path / "a", "--region", "east", "--tokens", str(tokens), environment=shown)
+
+    def place(store: Store) -> tuple[str, int]:
+        found = vecstore_command("status", store.address, "--token-file", str(admin))
+        return found["role"], found["lsn"]
+
+    with a.running():
+        with vecstore.connect(a.address, token=admin.read_text().strip()) as database:
+            put(database, 0, 50)
+        b = Store(
+            tmp_path / "b", "--region", "west", "--tokens", str(tokens), "--standby-of", a.address, environment=shown
+        )
+        with b.running():
+            assert place(b) == ("standby", place(a)[1])
+            refused = vecstore_command("promote", b.address, "--token-file", str(replicate), code=1)
+            assert refused["error"]["kind"] == "PermissionDenied"
+            made = vecstore_command("promote", b.address, "--token-file", str(admin))
+            assert made["role"] == "primary"
