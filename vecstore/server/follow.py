@@ -139,7 +139,9 @@ class Links:
         try:
             self.connect(address, lambda store_id: store_id == peer.store_id)
         except VecstoreError as exc:
-            self._log.debug("link ended", store=peer.store_id, address=address, why=str(exc))
+            if str(exc) != peer.problem:
+                self._log.warning("link ended", store=peer.store_id, address=address, why=str(exc))
+            peer.problem = "" if peer.is_connected else str(exc)
         is_steady = time.monotonic() - start_s > STEADY_S
         peer.backoff_s = BACKOFF_S_MIN if is_steady else min(BACKOFF_S_MAX, max(BACKOFF_S_MIN, 2 * peer.backoff_s))
         peer.next_dial_s = time.monotonic() + peer.backoff_s * random.uniform(0.5, 1.0)  # noqa: S311
@@ -308,6 +310,7 @@ class Links:
                 "reconnects": max(0, peer.reconnects),
                 "clock_skew_s": peer.clock_skew_s,
                 "version": peer.version,
+                "problem": peer.problem,
             }
             for peer in peers
         ]

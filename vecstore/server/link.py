@@ -49,6 +49,8 @@ class Peer:
         The connection that takes from the queue; None where there is none.
     clock_skew_s
         Its wall clock less this one's when it last linked; the way here counts as skew.
+    problem
+        Why the last link that was made to it failed or ended; empty while there is one.
     """
 
     def __init__(self, store_id: str) -> None:
@@ -58,6 +60,7 @@ class Peer:
         self.reconnects = -1
         self.clock_skew_s: float | None = None
         self.version = ""
+        self.problem = ""
         self.dialling: threading.Thread | None = None
         self.next_dial_s = 0.0
         self.backoff_s = 0.0
@@ -96,7 +99,7 @@ class Peer:
                 if stays:
                     return False
                 now.close()
-            self.link = link
+            self.link, self.problem = link, ""
             self.reconnects += 1
             self.changed.notify_all()
             return True
