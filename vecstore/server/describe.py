@@ -17,7 +17,7 @@ from ..replication.lag import Lag, Position, StandbyLag, Trail
 from ..replication.standby import Standby
 from .follow import Links
 
-__all__ = ["describe", "end_of"]
+__all__ = ["applied_of", "describe", "end_of"]
 
 
 def end_of(driver: Driver) -> Position:
