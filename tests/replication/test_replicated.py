@@ -62,3 +62,21 @@ def test_a_standby_that_is_too_far_behind_takes_a_snapshot(tmp_path: Path) -> No
                 assert digest(standby) == digest(primary)
                 assert standby.describe()["status"] == "following"
                 found = primary.wait(lambda found: not found["slots"][0]["is_lost"])
+
+
+def test_a_standby_is_filled_from_a_repository_and_follows(tmp_path: Path) -> None:
+    """The snapshot and the archived log come from there, the rest from the primary; it keeps the lineage."""
+    repository = str(tmp_path / "repository")
+    primary = Store(tmp_path / "a", "--region", "east", "--archive", repository)
+    with primary.running(), primary.database() as database:
+        put(database, 0, 1_000)
+        database.snapshot(repository)
+        token = put(database, 1_000, 500)
+        arguments = ("--region", "west", "--standby-of", primary.address, "--bootstrap-from", repository)
+        standby = Store(tmp_path / "b", *arguments)
+        with standby.running():
+            assert counts(standby, token) == 1_500
+            token = put(database, 5_000, 10)
+            assert counts(standby, token) == 1_510
+            assert digest(standby) == digest(primary)
+        assert '"event": "bootstrapped"' in standby.logs() and "repository" in standby.logs()

@@ -88,6 +88,7 @@ def restore(
     *,
     in_place: bool = False,
     snapshot: str = "",
+    standby: bytes | None = None,
     progress: Progress | None = None,
 ) -> Restored:
     """Make a store of what a repository holds, as it was at a target.
@@ -100,6 +101,8 @@ def restore(
         Keep the lineage and begin a new epoch: for a primary that is lost for good.
     snapshot
         The id of the snapshot to begin with, instead of the newest that is not after the target.
+    standby
+        Keep the lineage, begin no epoch: what the store is in the replication, of one that will follow a primary.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def restore(
             os.path.join(path, "rocks"), write_buffer_bytes=WRITE_BUFFER_BYTES, wal_bytes_max=256 * MIB, strict=True
         )
         try:
-            restored, tip = _Fold(repository, lineage, plan, store, in_place=in_place).run()
+            restored, tip = _Fold(repository, lineage, plan, store, in_place=in_place, standby=standby).run()
         finally:
             store.close()
         restored.bytes_read += bytes_read
@@ -198,9 +201,17 @@ class _Fold:
     """One restore's work on RocksDB: give it its lineage, fold the archive, prove the digests."""
 
     def __init__(
-        self, repository: Repository, lineage: Lineage, plan: Plan, store: RocksStore, *, in_place: bool
+        self,
+        repository: Repository,
+        lineage: Lineage,
+        plan: Plan,
+        store: RocksStore,
+        *,
+        in_place: bool,
+        standby: bytes | None,
     ) -> None:
-        self._plan, self._store, self._in_place, self._source = plan, store, in_place, lineage
+        self._plan, self._store, self._source = plan, store, lineage
+        self._in_place, self._standby = in_place or standby is not None, standby
         self._archive = Archive(repository, lineage.name)
         self._repository = repository
         self._secret = self._new_lineage()
@@ -214,7 +225,7 @@ class _Fold:
         if base is not None:
             self._check_base(base)
         checkpoint = base.checkpoint if base is not None else None
-        rebase(self._store, self._secret, checkpoint, in_place=self._in_place)
+        rebase(self._store, self._secret, checkpoint, in_place=self._in_place, replication=self._standby)
         fold = Fold(self._store, self._secret[:16])
         start, bytes_read = fold.tip.lsn, 0
         for step, found, size in self._fetched():
@@ -232,7 +243,7 @@ class _Fold:
             bytes_read,
             fold.tip.lsn - start,
         )
-        if self._in_place:
+        if self._in_place and self._standby is None:
             restored.epoch = self._begin_epoch(fold)
         self._store.sync()
         self._store.flush()

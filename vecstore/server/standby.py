@@ -6,11 +6,16 @@ that a bootstrap that was cut short goes on where it stopped. Until all is there
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from ..engine.contents.incoming import Incoming
+from ..backup.plan import Target
+from ..backup.repository import Repository
+from ..backup.restore import restore
+from ..engine.contents.incoming import INCOMING, Incoming
 from ..engine.contents.install import install
 from ..errors import AlreadyExists, InvalidArgument, NotPrimary, VecstoreError
 from ..replication.coding import decode_claim, encode_state
@@ -44,6 +49,9 @@ def bootstrap(
     InvalidArgument
         Something else is in the folder, or the primary refuses for good.
     """
+    if settings.bootstrap_from and not os.path.exists(os.path.join(path, INCOMING)):
+        _restore(path, settings)
+        return
     directory = begin(path)
     store_id = directory.store_id.hex()
     directory.close()
@@ -61,6 +69,23 @@ def bootstrap(
             asked = exc.primary if isinstance(exc, NotPrimary) and exc.primary else settings.standby_of
         pause.wait(wait_s)
         wait_s = min(RETRY_S_MAX, 2 * wait_s)
+
+
+def _restore(path: str, settings: ReplicationSettings) -> None:
+    """Fill a folder from a repository, as far as it goes; the primary gives what follows.
+
+    The primary need not be there: whom the store follows it then learns from whoever reaches it.
+    """
+    logger = log.logger()
+    store_id = ""
+    with suppress(VecstoreError):
+        store_id = str(Reach(settings).describe(settings.standby_of)["store_id"])
+    state = Durable("standby", primary=store_id, peers=(store_id,) if store_id else ())
+    logger.info("bootstrapping", repository=settings.bootstrap_from)
+    found = restore(Repository(settings.bootstrap_from), path, Target(), standby=encode_state(state))
+    if store_id:
+        AddressBook(Path(path)).learn(store_id, settings.standby_of)
+    logger.info("bootstrapped", repository=settings.bootstrap_from, lsn=found.lsn)
 
 
 def _fetch(path: str, store_id: str, primary: str, settings: ReplicationSettings, region: str, address: str) -> None:
