@@ -29,7 +29,7 @@ class Writers:
         self.points = database.collection("docs")
         self.options = options
         self.told: dict[int, tuple[str, str]] = {}
-        self.done = threading.Semaphore(0)
+        self.done, self.refused = threading.Semaphore(0), threading.Event()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._write, args=(i,)) for i in range(WRITERS)]
         for thread in self._threads:
@@ -42,13 +42,16 @@ class Writers:
                 written = self.points.upsert([id], np.full((1, 4), id + 1.0), **self.options)
             except VecstoreError as exc:
                 self.told[id] = (exc.outcome, exc.details.get("token", ""))
+                if exc.outcome == "refused":
+                    self.refused.set()
             else:
                 self.told[id] = ("done", written.token)
                 self.done.release()
             id += WRITERS
 
     def stop(self) -> dict[int, tuple[str, str]]:
-        """Let them end, and return what they were told: outcome and token by id."""
+        """Let them end once one was refused, and return what they were told: outcome and token by id."""
+        assert self.refused.wait(30)
         self._stop.set()
         for thread in self._threads:
             thread.join()
