@@ -12,6 +12,7 @@ import vecstore
 from vecstore import Database
 from vecstore.backup.check import check_repository
 from vecstore.backup.repository import Repository
+from vecstore.storage.directory import StoreDirectory
 
 from .story import CONFIG, await_archive, digests
 
@@ -104,7 +105,7 @@ def test_in_place_from_the_archive_alone(tmp_path: Path) -> None:
 
 
 def test_a_copy_under_the_same_epoch_ships_nothing(tmp_path: Path) -> None:
-    """A folder that was rolled back to an old copy must not add its records to the archive of what it lost."""
+    """A copy takes no writes; one that somebody adopts as the store adds no records to the archive of what it lost."""
     repository = str(tmp_path / "repository")
     with vecstore.open(str(tmp_path / "store"), archive=repository, config=CONFIG) as db:
         put(db, 1, 1.0)
@@ -112,6 +113,11 @@ def test_a_copy_under_the_same_epoch_ships_nothing(tmp_path: Path) -> None:
     with vecstore.open(str(tmp_path / "store"), archive=repository, config=CONFIG) as db:
         for i in range(3):
             held = put(db, 2 + i, 2.0)
+    with vecstore.open(str(tmp_path / "copy"), config=CONFIG) as db, pytest.raises(vecstore.NotPrimary, match="copied"):
+        put(db, 9, 9.0)
+    adopted = StoreDirectory.open(str(tmp_path / "copy"), create=False, read_only=False)
+    adopted.adopt()
+    adopted.close()
     with vecstore.open(str(tmp_path / "copy"), archive=repository, config=CONFIG) as db:
         for _ in range(PUTS_MAX):
             put(db, 9, 9.0)
