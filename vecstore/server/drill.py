@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,14 +22,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from ..api import Collection, Database
+from ..api import Database
 from ..client.remote import connect
 from ..config import MIB
 from ..engine.clone import Clone, take_clone
 from ..engine.engine import Engine
 from ..errors import Exhausted, InvalidArgument, Unavailable, VecstoreError
+from ..replication.coding import encode_state
 from ..replication.drill import (
     HISTORY_MAX,
     Answer,
@@ -48,7 +48,7 @@ from ..replication.durable import Durable
 from ..replication.epochs import Claim, Identity
 from ..replication.lag import Lag, Position, StandbyLag
 from ..storage.catalog import Epoch
-from ..values import Payload
+from ..values import Point
 from .clone import CloneServer, run_quietly
 
 __all__ = ["DRILL_FOLDER", "HISTORY_FILE", "Drills", "away"]
@@ -230,24 +230,27 @@ class _Understudy:
                 server.end()
                 raise
         try:
-            with connect([server.address], token=server.token, timeout=CALL_S, read_from="any") as database:
-                self._take_over(database, server, plan)
+            with connect([server.address], token=server.token, timeout=CALL_S, read_from="any") as standby:
+                write = _harmless_write(standby)
+            with self.steps.timed("promote"):
+                server.command("promote", replaces=self.clone.source.epoch)
+            self._serve(server, plan, write)
         finally:
             server.end()
 
-    def _take_over(self, database: Database, server: CloneServer, plan: Plan) -> None:
-        write = _harmless_write(database)
-        with self.steps.timed("promote"):
-            server.command("promote", replaces=self.clone.source.epoch)
-        with self.steps.timed("first query"):
-            if plan.queries:
-                self.answers.append(_ask(database, plan.queries[0]))
-            else:
-                database.collections()
-        with self.steps.timed("first write"):
-            self.written_lsn = write()
-        with self.steps.timed("other queries"):
-            self.answers += [_ask(database, query) for query in plan.queries[1:]]
+    def _serve(self, server: CloneServer, plan: Plan, write: Callable[[Database], int]) -> None:
+        """Be the primary of a client that comes now: its connection counts."""
+        with ExitStack() as stack:
+            with self.steps.timed("first query"):
+                database = stack.enter_context(connect([server.address], token=server.token, timeout=CALL_S))
+                if plan.queries:
+                    self.answers.append(_ask(database, plan.queries[0]))
+                else:
+                    database.collections()
+            with self.steps.timed("first write"):
+                self.written_lsn = write(database)
+            with self.steps.timed("other queries"):
+                self.answers += [_ask(database, query) for query in plan.queries[1:]]
 
 
 def _ask(database: Database, query: Query) -> Answer:
@@ -255,18 +258,21 @@ def _ask(database: Database, query: Query) -> Answer:
     return Answer(found.lsn, tuple(Hit(hit.id, float(hit.score)) for hit in found))
 
 
-def _harmless_write(database: Database) -> Callable[[], int]:
+def _harmless_write(database: Database) -> Callable[[Database], int]:
     """Return a write that leaves every answer as it is: a point as it stands already, or a collection of its own."""
     for name in database.collections():
-        collection = database.collection(name)
-        for point in collection.scan(limit=1, with_vector=True):
-            assert point.vector is not None
-            return partial(_write, collection, point.id, point.vector, point.payload)
-    return lambda: _write(database.create_collection("drill", 2), 1, np.array([1.0, 0.0], np.float32), {})
+        for point in database.collection(name).scan(limit=1, with_vector=True):
+            return partial(_write, name, point)
+    return _write_new
 
 
-def _write(collection: Collection, at: int | str, vector: npt.NDArray[np.float32], payload: Payload) -> int:
-    return collection.upsert([at], vector[None], [payload]).lsn
+def _write(name: str, point: Point, database: Database) -> int:
+    assert point.vector is not None
+    return database.collection(name).upsert([point.id], point.vector[None], [point.payload]).lsn
+
+
+def _write_new(database: Database) -> int:
+    return database.create_collection("drill", 2).upsert([1], np.array([[1.0, 0.0]], np.float32)).lsn
 
 
 # -- what a clone is, and may take -------------------------------------------------------------------------------------
@@ -275,7 +281,7 @@ def _write(collection: Collection, at: int | str, vector: npt.NDArray[np.float32
 def _role(lineage: bytes, secret: bytes, epochs: Sequence[Epoch]) -> bytes:
     """Return what makes a clone the standby of a primary that nobody can reach."""
     absent = Identity(lineage, secret, uuid.uuid4().hex)
-    return msgspec.msgpack.encode(Durable("standby", promise=Claim.of(absent, epochs[-1]) if epochs else None))
+    return encode_state(Durable("standby", promise=Claim.of(absent, epochs[-1]) if epochs else None))
 
 
 def away(engine: Engine) -> dict[str, Any]:
