@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,6 +193,48 @@ def test_a_drill_goes_on_without_the_primary(pair: Pair) -> None:
     assert report["compared_digests"] == report["compared_answers"] == 0
     assert "not compared" in report["notes"][0]
     assert report["rpo"]["seconds"] > 0
+
+
+def running_on(folder: Path) -> list[int]:
+    """Return the processes whose command line names a folder."""
+    found = []
+    for one in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in (one / "cmdline").read_bytes():
+                found.append(int(one.name))
+    return found
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    waiting = threading.Event()
+    for _ in range(int(DRILL_S_MAX * 20)):
+        if condition():
+            return
+        waiting.wait(0.05)
+    raise AssertionError(condition)
+
+
+def test_a_drill_ends_with_the_server_that_runs_it(pair: Pair) -> None:
+    """After a kill -9 in the middle no process of the clone lives, and the next start removes what is left."""
+    folder = pair.folder / "west" / "drill"
+    with Operator(pair.standby.grpc) as operator:
+        thread = threading.Thread(target=suppressed, args=(operator,))
+        thread.start()
+        until(lambda: running_on(folder))
+        pair.standby.process.kill()
+        pair.standby.process.wait()
+        thread.join()
+    until(lambda: not running_on(folder))
+    assert folder.exists()
+    with process(pair.folder / "west", "--region", "west", "--standby-of", pair.primary.grpc, "--slot", "west"):
+        assert not folder.exists()
+
+
+def suppressed(operator: Operator) -> None:
+    """Ask for a drill whose answer will not come."""
+    with contextlib.suppress(vecstore.VecstoreError):
+        operator.command("drill", DRILL_S_MAX)
 
 
 def test_a_primary_is_not_drilled(pair: Pair) -> None:

@@ -25,7 +25,7 @@ STANDBY: dict[str, Any] = {
     "seen_lsn": 100,
     "verified": {"lsn": 80, "age_s": 7.0},
     "rejoin": {"phase": "follow"},
-    "alarms": [{"time": "2026-01-01T00:00:00Z", "text": "slot lost"}],
+    "alarms": [{"time_s": 1767225600.0, "text": "slot lost"}],
     "links": [{"store_id": "a", "address": "", "connected": True, "reconnects": 4, "clock_skew_s": -0.25}],
 }
 SLOT = {"name": "west", "store_id": "b", "region": "west", "lsn": 90, "lag_records": 10, "lag_bytes": 1000}
@@ -64,7 +64,7 @@ def test_a_standby_tells_how_far_it_is_behind() -> None:
     assert (found["vecstore_verified_lsn"], found["vecstore_verified_age_seconds"]) == (80, 7.0)
     assert found["vecstore_rejoin_phase{follow}"] == 1
     assert found["vecstore_rejoin_phase{reset}"] == 0
-    assert found["vecstore_alarms"] == 1
+    assert found["vecstore_alarm_time_seconds"] == 1767225600.0
     assert found["vecstore_link_connected{a}"] == 1
     assert found["vecstore_link_reconnects_total{a}"] == 4
     assert found["vecstore_link_clock_skew_seconds{a}"] == -0.25

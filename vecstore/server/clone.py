@@ -49,7 +49,7 @@ class CloneServer:
         tokens.touch(mode=0o600)
         tokens.write_text(entry_text("drill", self.token, [Grant("admin", None)]))
         self._log = folder / "log"
-        command = [*_PROGRAM, "serve", "--data", str(data), "--listen", "127.0.0.1:0", "--http", ""]
+        command = [*_tied(), "serve", "--data", str(data), "--listen", "127.0.0.1:0", "--http", ""]
         command += ["--tokens", str(tokens), "--log-level", "warning"]
         # None of the parent's options: they may name its archive, its peers, its certificate.
         environment = _plain_environment() | {f"VECSTORE_{name.upper()}": str(value) for name, value in options.items()}
@@ -111,7 +111,22 @@ class CloneServer:
         return " ".join(self._log.read_text(errors="replace")[-500:].split())
 
 
-_PROGRAM = [sys.executable, "-m", "vecstore.cli.main"]
+_TIED = """
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None)
+if hasattr(libc, "prctl"):
+    libc.prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.executable, [sys.executable, "-m", "vecstore.cli.main", *sys.argv[2:]])
+"""
+"""Has the kernel end the process when the thread that started it does: what outlives a server that was killed would
+hold files and memory for ever."""
+
+
+def _tied() -> list[str]:
+    """Return the program `vecstore` as a command that does not outlive its starter."""
+    return [sys.executable, "-c", _TIED, str(os.getpid())]
 
 
 def run_quietly(arguments: list[str], timeout_s: float) -> str:
@@ -123,7 +138,7 @@ def run_quietly(arguments: list[str], timeout_s: float) -> str:
         It took too long. Its exit code is not looked at: what it prints says what it found.
     """
     process = subprocess.Popen(
-        [*_PROGRAM, *arguments],
+        [*_tied(), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -90,6 +90,8 @@ class Drills:
         self._region, self._was_running = region, was_running
         self._lock = threading.Lock()
         self._history: list[dict[str, Any]] | None = None
+        # What was left by a process that was killed: its links hold space that the store has given up.
+        shutil.rmtree(self._folder / DRILL_FOLDER, ignore_errors=True)
 
     @property
     def _folder(self) -> Path:

@@ -31,7 +31,9 @@ REGION_FAMILIES: dict[str, Family] = {
     "vecstore_scrub_differences": Family("gauge", "Ranges of keys that differ from the primary's and are not mended."),
     "vecstore_takeover_ready": Family("gauge", "1 while this standby could take over."),
     "vecstore_rejoin_phase": Family("gauge", "1 for the phase of the rejoin that is under way.", ("phase",)),
-    "vecstore_alarms": Family("gauge", "Alarms of the replication that are kept, of the latest twenty."),
+    "vecstore_alarm_time_seconds": Family(
+        "gauge", "When the replication last raised an alarm, in seconds since the Unix epoch."
+    ),
     "vecstore_link_connected": Family("gauge", "1 while a store of the lineage is connected.", ("peer",)),
     "vecstore_link_reconnects_total": Family("counter", "Times that the link to a store was made again.", ("peer",)),
     "vecstore_link_clock_skew_seconds": Family("gauge", "A store's clock against this one's.", ("peer",)),
@@ -68,7 +70,7 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
         "vecstore_verified_age_seconds": verified.get("age_s"),
         "vecstore_scrub_differences": _count(state.get("differences")),
         "vecstore_takeover_ready": _is(state.get("readiness"), "ready"),
-        "vecstore_alarms": _count(state.get("alarms")),
+        "vecstore_alarm_time_seconds": max((alarm["time_s"] for alarm in state.get("alarms") or ()), default=None),
         "vecstore_slot_retained_bytes_max": retained_bytes_max,
     }
     role = tuple(str(state.get(key, "")) for key in ("lineage", "role", "status"))
