@@ -36,7 +36,15 @@ def run(script: str, out: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("script", "answers"),
-    [("ingest.py", 4), ("search.py", 14), ("filter.py", 9), ("reopen.py", 3), ("memory.py", 3), ("recovery.py", 8)],
+    [
+        ("ingest.py", 4),
+        ("search.py", 14),
+        ("filter.py", 9),
+        ("reopen.py", 3),
+        ("memory.py", 3),
+        ("recovery.py", 8),
+        ("replication.py", 7),
+    ],
 )
 def test_a_script_answers_its_questions(script: str, answers: int, tmp_path: Path) -> None:
     """Each answer has a figure, and the file says where, when and with what it was measured."""
