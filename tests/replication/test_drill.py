@@ -20,6 +20,9 @@ import pytest
 import vecstore
 from tests.support.serve import ROOT, Served, process
 from vecstore.client.operator import Operator
+from vecstore.engine.database import EmbeddedDatabase
+from vecstore.replication.drill import Plan
+from vecstore.server.drill import Drills
 
 DIM = 16
 COUNT = 6_000
@@ -235,6 +238,19 @@ def suppressed(operator: Operator) -> None:
     """Ask for a drill whose answer will not come."""
     with contextlib.suppress(vecstore.VecstoreError):
         operator.command("drill", DRILL_S_MAX)
+
+
+def test_a_clone_keeps_within_the_stores_memory(tmp_path: Path) -> None:
+    """Where a clone does not fit beside its store the drill is refused, before anything is made."""
+    database = vecstore.open(str(tmp_path / "store"), config={"memory_bytes_max": 128 << 20})
+    with contextlib.closing(database):
+        assert isinstance(database, EmbeddedDatabase)
+        drills = Drills(lambda: database.engine, lambda: {"role": "standby"})
+        with pytest.raises(vecstore.Exhausted, match="memory_bytes_max") as caught:
+            drills.run(Plan())
+        assert caught.value.details["limit"] == "memory"
+        assert drills.history() == []
+        assert not (tmp_path / "store" / "drill").exists()
 
 
 def test_a_primary_is_not_drilled(pair: Pair) -> None:
