@@ -22,7 +22,7 @@ __all__ = ["Region", "primary", "standby"]
 READY = re.compile(r"vecstore ready grpc=(\S+)")
 POLL_S = 0.005
 WAIT_S_MAX = 600.0
-COMMAND_S_MAX = 60.0
+COMMAND_S_MAX = 600.0
 
 
 class Region:

@@ -3,8 +3,8 @@
 Both Regions are processes on the same cores. A primary that holds the data is bootstrapped from; the same rows are
 written to it and to a primary without a standby in turns, while the standby's process is paused, so that the shipping
 alone is measured; then the standby catches up. Under writes at half of the greatest rate each write is waited for at
-the standby: the lag as a reader sees it. Last, a planned switchover under a writer that knows both, and a promotion
-after the primary was killed.
+the standby: the lag as a reader sees it. The standby is drilled beside searches of it. Last, a planned switchover under
+a writer that knows both, and a promotion after the primary was killed.
 
     python benchmarks/replication.py
 """
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import queue
 import signal
 import statistics
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     dataset.add_arguments(parser)
     bench.add_arguments(parser)
-    parser.add_argument("--parts", default="cost,lag,switchover,promotion", help="which parts to run; all bootstrap")
+    parser.add_argument(
+        "--parts", default="cost,lag,drill,switchover,promotion", help="which parts to run; all bootstrap"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of writing with and without a standby")
     parser.add_argument("--turn-rows", type=int, default=40_000, help="rows of one turn")
     parser.add_argument("--seconds", type=float, default=30.0, help="of steady writing")
@@ -86,6 +90,8 @@ def measure(
             cost(report, east, west, alone, data, args)
         if "lag" in parts:
             drawn["lag"] = lag(report, east, west, alone, data, args)
+    if "drill" in parts:
+        drill(report, west, data)
     if "switchover" in parts:
         drawn["switchover"] = switchover(report, east, west, data, args)
         east, west = west, east
@@ -266,6 +272,32 @@ def lag(
     }
     report.add(Answer("lag at half of the greatest ingest, p99, until read", p99_s, "s", None, 1.0, detail))
     return lags
+
+
+def drill(report: bench.Report, west: Region, data: Dataset) -> None:
+    """Drill the standby beside searches of it."""
+    points = west.database.collection(store.COLLECTION)
+    calls = itertools.cycle(data.queries)
+
+    def searched(until: Callable[[list[float]], bool]) -> list[float]:
+        took: list[float] = []
+        while not until(took):
+            took.append(bench.timed(lambda: points.search(next(calls), 10)))
+        return took
+
+    quiet = searched(lambda took: len(took) >= 1_000)
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(west.command("drill")))
+    thread.start()
+    beside = searched(lambda _: not thread.is_alive())
+    thread.join()
+    found = json.loads(answers[0])
+    assert found["passed"], found
+    steps = {f"{step['name']} s": step["seconds"] for step in found["steps"]}
+    report.add(Answer("drill: to the first answer and the first write", found["rto_s"], "s", None, None, steps))
+    tails = [1e3 * bench.quantile(took, 0.99) for took in (beside, quiet)]
+    detail = {"beside ms": tails[0], "without ms": tails[1], "searches": len(beside)}
+    report.add(Answer("p99 of the standby's searches beside a drill", tails[0] / tails[1], "x", None, None, detail))
 
 
 @dataclass
