@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from vecstore.replication.actions import Send
 from vecstore.replication.epochs import Claim, Identity, Standing
-from vecstore.replication.messages import AbortRejoin, Adopt, Answer, Call, Promote, Rejoin, Switchover
+from vecstore.replication.messages import AbortRejoin, Adopt, Answer, Call, Promote, Refusal, Rejoin, Switchover
 from vecstore.storage.catalog import Epoch
 
 from .disk import FIRST_NAME, SimLog
@@ -406,6 +407,27 @@ def test_11_two_promotions(golden: list[Scene]) -> None:
     scene.settle()
     assert scene.exported("c") == {7: (0, 111)}
     assert scene.value("c", 0) == 110
+
+
+def test_11_a_third_store_that_knows_of_both_tells() -> None:
+    """Whoever hears of a second claim to the number that it promised says so to its claimant, which may not know."""
+    scene = begin([], "abc")
+    scene.kill("a")
+    scene.cut("b", "c")
+    for store_id in "bc":
+        scene.tell(store_id, Promote(1))
+    scene.until("b", "open")
+    scene.until("c", "open")
+    scene.cut("a", "c")
+    scene["a"].start()
+    scene.until("a", "following")
+    a, c = scene["a"].member, scene["c"].member
+    assert a is not None and c is not None
+    other = c.durable.promise
+    assert other is not None and other.contests(a.durable.promise)
+    actions = a.step("b", Refusal(0, "not primary", other), scene.now_s)
+    assert Send("c", Answer(0, a.durable.promise, a.standing())) in actions
+    assert a.step("c", Answer(0, other, c.standing()), scene.now_s) == []
 
 
 def test_12_power_loss(golden: list[Scene]) -> None:

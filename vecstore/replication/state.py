@@ -189,6 +189,9 @@ class Member(Desk):
                 self._raise(claim)
             elif claim.contests(self.durable.promise) and self.durable.role == "primary":
                 self.fence(f"{sender} claims epoch {claim.number} too: promote one of them higher", None)
+            elif claim.contests(self.durable.promise) and not isinstance(message, Answer):
+                # Nobody else may know of both: the one that writes under this number must hear of the other.
+                self.send(claim.store_id, Answer(0, self.durable.promise, self.standing()))
             elif isinstance(message, Frame) and self.number > claim.number:
                 self.send(sender, Answer(0, self.durable.promise, self.standing()))
         if standing is not None and self.durable.role == "primary" and lost_synced(self.log, standing):
