@@ -25,6 +25,9 @@ from vecstore import Database
 from vecstore.engine.collection import EmbeddedCollection
 from vecstore.engine.database import EmbeddedDatabase
 
+pytestmark = pytest.mark.slow
+"""Two hundred tests, each with a worker process of its own: minutes, beside all the others."""
+
 from .devices import NO_GPU, loaded_in
 
 NOW: dict[str, Any] = {"device_rows_min": 1}
