@@ -25,10 +25,10 @@ from vecstore import Database
 from vecstore.engine.collection import EmbeddedCollection
 from vecstore.engine.database import EmbeddedDatabase
 
+from .devices import NO_GPU, loaded_in
+
 pytestmark = pytest.mark.slow
 """Two hundred tests, each with a worker process of its own: minutes, beside all the others."""
-
-from .devices import NO_GPU, loaded_in
 
 NOW: dict[str, Any] = {"device_rows_min": 1}
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU or "there is one")]
