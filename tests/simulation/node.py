@@ -359,14 +359,20 @@ class Node:
 
     def _exported(self, action: do.Export) -> None:
         exports, log = self.disk.exports, self.log
-        left = [record for record in log.records if record.lsn > action.fork_lsn]
+        left = self.left_behind(action.fork_lsn)
         exports.records.update({record.mark.chain: record for record in left})
         if not action.is_complete:
             newer = {id: entry for id, entry in log.state.points.items() if entry[1] > action.fork_lsn}
             exports.incomplete.append((action.fork_lsn, log.tip.lsn, newer))
         ids = {change_of(record.body)[0] for record in left if record.header.kind in (Kind.UPSERT, Kind.DELETE)}
         self.world.note("exported", self.store_id, action.fork_lsn, len(left))
-        self.report(Exported(tuple(sorted(ids)), any(record.header.kind == Kind.RENAME for record in left)))
+        self.report(
+            Exported(action.fork_lsn, tuple(sorted(ids)), any(record.header.kind == Kind.RENAME for record in left))
+        )
+
+    def left_behind(self, fork_lsn: int) -> list[Record]:
+        """Return the records of the log behind a fork."""
+        return [record for record in self.log.records if record.lsn > fork_lsn]
 
     def _reset(self, action: do.Reset) -> None:
         self.report_later(self.world.slow_s() / 4, self._was_reset, action)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from vecstore.record import Token
+from vecstore.record import Record, Token
 from vecstore.replication import actions as do
 from vecstore.replication import epochs, feed, state
 from vecstore.replication.epochs import Claim, ForkSearch, Relation, Standing
@@ -131,9 +131,21 @@ def _found_late(self: Rejoining, fork_lsn: int) -> None:
     _found(self, min(fork_lsn + 1, self.desk.log.tip.lsn))
 
 
-def _export_late(self: Rejoining) -> None:
-    self.waiting = "export"
-    self.desk.act(do.Export(self._state.fork_lsn + 1, self._state.is_complete))
+def _left_behind_late(self: node.Node, fork_lsn: int) -> list[Record]:
+    return _left_behind(self, fork_lsn + 1)
+
+
+_left_behind = node.Node.left_behind
+
+
+def _redirect_late(self: Rejoining, claim: Claim) -> None:
+    if self.waiting != "checkpoint":
+        _redirect(self, claim)
+    elif claim.store_id != self.desk.me:
+        self.desk.persist(rejoin=self._state.at(self._state.phase, primary=claim.store_id))
+
+
+_redirect = Rejoining.redirect
 
 
 def _no_export(self: Rejoining) -> None:
@@ -220,7 +232,7 @@ def _verified_keeps(self: Standby, message: Verified) -> None:
 
 
 def _step_points_alone(self: Rejoining, sender: str, message: Message | Report) -> None:
-    _step(self, sender, Exported(message.ids) if isinstance(message, Exported) else message)
+    _step(self, sender, Exported(message.fork_lsn, message.ids) if isinstance(message, Exported) else message)
 
 
 _verified = Standby._verified
@@ -244,7 +256,8 @@ BUGS = (
     Bug("the standby acknowledges before it is durable", ((Standby, "_append", _ack_at_append),)),
     Bug("bootstraps over an unproven prefix", ((feed, "relate", _relate_trusting),), seed=25),
     Bug("finds the fork one record too late", ((Rejoining, "_found", _found_late),), seed=2),
-    Bug("exports from one record too late", ((Rejoining, "_export", _export_late),), seed=2),
+    Bug("exports from one record too late", ((node.Node, "left_behind", _left_behind_late),), seed=2),
+    Bug("keeps a fork that it found with another", ((Rejoining, "redirect", _redirect_late),), seed=512_701),
     Bug("drops without an export", ((Rejoining, "_export", _no_export),)),
     Bug("takes the shorter log's end for the fork", ((ForkSearch, "ask", _search_trusts_limit),), seed=3),
     Bug(

@@ -459,7 +459,7 @@ class Driver:
                 self._report(Checkpointed())
             case do.Export():
                 left = contents.export(action.fork_lsn, action.is_complete)
-                self._report(Exported(left.ids, left.needs_snapshot))
+                self._report(Exported(action.fork_lsn, left.ids, left.needs_snapshot))
             case do.Discard():
                 contents.discard()
             case _:

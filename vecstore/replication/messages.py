@@ -309,10 +309,13 @@ class Exported(_Value, frozen=True):
 
     Attributes
     ----------
+    fork_lsn
+        Of the action that is reported: where another fork was found meanwhile, this is not the export of it.
     needs_snapshot
         Some of it was about more than points (collections, their fields, names): setting points does not undo it.
     """
 
+    fork_lsn: int
     ids: tuple[Any, ...]
     needs_snapshot: bool = False
 

@@ -80,7 +80,7 @@ class Aborting(Part):
 
     def step(self, sender: str, message: Message | Report) -> None:
         rejoin = None if sender else self.desk.durable.rejoin
-        if isinstance(message, Exported):
+        if isinstance(message, Exported) and rejoin is not None and message.fork_lsn == rejoin.lowest_lsn:
             self.desk.act(Return())
         elif isinstance(message, Returned) and rejoin is not None:
             self._end(rejoin)
@@ -116,22 +116,20 @@ class Rejoining(Part):
         return self.desk.durable.rejoin
 
     def start(self) -> None:
-        """Begin where the last start came to: up to the export nothing was changed here; a reset may have been done."""
+        """Begin where the last start came to; a reset may have been done, or the fork be another one by now."""
         if self._state.phase == "checkpoint":
             self.waiting = "checkpoint"
             self.desk.act(Checkpoint())
-        elif self._state.phase == "export":
-            self._export()
         else:
             self._seek()
 
     def redirect(self, claim: Claim) -> None:
         """Another primary was promoted: the fork is sought again, with it."""
-        if claim.store_id != self.desk.me:
-            self.desk.persist(rejoin=self._state.at(self._state.phase, primary=claim.store_id))
-        self.search = None
-        if self.waiting != "checkpoint":
-            self._seek()
+        # The fork that a checkpoint waits with is the other one's: it is taken again once this one's is known.
+        phase: Phase = "seek" if self._state.phase == "checkpoint" else self._state.phase
+        primary = self._state.primary if claim.store_id == self.desk.me else claim.store_id
+        self.desk.persist(rejoin=self._state.at(phase, primary=primary))
+        self._seek()
 
     def step(self, sender: str, message: Message | Report) -> None:
         is_primary = sender == self._state.primary and not self.desk.is_replacing
@@ -140,7 +138,7 @@ class Rejoining(Part):
                 self._chains(message)
             case Checkpointed() if self.waiting == "checkpoint":
                 self._export()
-            case Exported() if self.waiting == "export":
+            case Exported() if self.waiting == "export" and message.fork_lsn == self._state.fork_lsn:
                 self.ids = message.ids
                 needs_snapshot = self._state.needs_snapshot or message.needs_snapshot
                 self.desk.persist(rejoin=self._state.at("reset", needs_snapshot=needs_snapshot))

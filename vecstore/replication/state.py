@@ -223,8 +223,8 @@ class Member(Desk):
             self.fence(f"{claim.store_id} began epoch {claim.number}", claim)
 
     def _raise_in_rejoin(self, state: RejoinState, claim: Claim, peers: tuple[str, ...]) -> None:
-        """Go on with the new primary; what was read from the old one beyond the new fork is not in the history."""
-        if claim.fork_lsn < state.target_lsn:
+        """Go on with the new primary; whether what was read from the old one is in its history no claim says."""
+        if state.target_lsn:
             state = state.at(state.phase, needs_snapshot=True)
         self.persist(promise=claim, peers=peers, rejoin=state)
         if isinstance(self.part, Rejoining):
