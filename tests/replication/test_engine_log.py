@@ -11,7 +11,7 @@ import numpy as np
 from vecstore.config import CHAIN_MARK_RECORDS
 from vecstore.engine.engine import Engine
 from vecstore.engine.slots import Standbys
-from vecstore.record import chain_seed
+from vecstore.record import Kind, chain_seed
 from vecstore.replication.epochs import Identity, Relation, Standing, relate
 from vecstore.replication.store_log import StoreLog
 
@@ -137,3 +137,19 @@ def test_it_is_read_beside_a_writer(tmp_path: Path) -> None:
                 place, chain = record.lsn, record.mark.chain
                 assert log.chain(place) == chain
         writer.join()
+
+
+def test_a_handover_that_was_not_written_leaves_the_one_before(tmp_path: Path) -> None:
+    """Where the disk refuses a second handover, the log still says whom the one at its tip names."""
+    with contextlib.closing(opened(tmp_path / "a")) as a:
+        fold, committer = a.engine.state.fold, committer_of(a)
+        committer.handover("west", a.engine.not_primary)
+
+        def refused() -> None:
+            before = fold.position()
+            fold.stage(Kind.HANDOVER, 0, {"to": "south"}, time_us=(1, 1))
+            assert fold.handover == "south"
+            fold.rewind(before)
+
+        committer.run(refused)
+        assert StoreLog(lambda: a.engine).handover == "west"

@@ -104,8 +104,8 @@ Change = PointsChange | Definition | dict[str, Any] | Epoch
 """What a record does: points, or the JSON body of a record about a collection or an epoch."""
 
 
-Position = tuple[Tip, dict[int, CollectionState], int]
-"""Where a fold is: tip, collections, and how many epochs."""
+Position = tuple[Tip, dict[int, CollectionState], int, tuple[int, str]]
+"""Where a fold is: tip, collections, how many epochs, and the last handover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,14 +427,13 @@ class Fold:
 
     def position(self) -> Position:
         """Return where the fold is, for `rewind`."""
-        return self.tip, dict(self.collections), len(self.epochs)
+        return self.tip, dict(self.collections), len(self.epochs), self._handover
 
     def rewind(self, position: Position) -> None:
         """Forget what was staged since a position. Only for records of which nothing was written."""
         self.tip, self.collections = position[0], position[1]
         del self.epochs[position[2] :]
-        if self._handover[0] > self.tip.lsn:
-            self._handover = (0, "")
+        self._handover = position[3]
         self.settle()
 
     def settle(self) -> None:
