@@ -229,8 +229,7 @@ class Driver:
         Unavailable
             It is not answered in time, and may be done yet; or replication has failed.
         """
-        if self.failed or self._closing:
-            raise Unavailable(self.failed or "the server is being stopped", retryable=False)
+        self._check_alive()
         answer: Future[tuple[bool, str]] = Future()
         self._queue.put(_Asked(command, answer))
         try:
@@ -243,6 +242,7 @@ class Driver:
 
     def run(self, action: Callable[[], Any], timeout_s: float = 10.0) -> Any:
         """Run something in the driver's thread, between two steps; return what it returns."""
+        self._check_alive()
         answer: Future[Any] = Future()
 
         def call() -> None:
@@ -253,6 +253,11 @@ class Driver:
 
         self._queue.put(call)
         return answer.result(timeout_s)
+
+    def _check_alive(self) -> None:
+        """Refuse to wait for a thread that carries out nothing any more."""
+        if self.failed or self._closing:
+            raise Unavailable(self.failed or "the server is being stopped", retryable=False)
 
     def act(self, change: Callable[[Member], T], timeout_s: float = 10.0) -> T:
         """Change the member from outside of its steps, in the driver's thread, and carry out what comes of it."""
