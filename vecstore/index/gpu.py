@@ -23,12 +23,11 @@ from ..errors import EngineMissing
 from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
-from .bounds import HALF_FLOOR, scale_of
 from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, TRAIN_ITERATIONS, Choice, Ledger, NoRoom
 from .channel import WorkerOptions
 from .host import padded, training_rows
 from .kernels import SOURCE, THREADS
-from .source import Source
+from .source import Source, extremes
 
 try:
     import cupy
@@ -119,14 +118,7 @@ class CudaBackend:
         return made
 
     def _built(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
-        longest = 0.0
-        largest: list[Floats] = []
-        for length, components in source.extent(BLOCK_ROWS):
-            longest = max(longest, length)
-            largest.append(components)
-            yield
-        scale = scale_of(float(max(part.max(initial=0) for part in largest)))
-        is_coarse = any(((part > 0) & (part * np.float32(scale) < HALF_FLOOR)).any() for part in largest)
+        longest, scale, is_coarse = yield from extremes(source, BLOCK_ROWS)
         if choice.kind == "flat":
             data = yield from self._flat(source, scale)
             return Built(choice, source.rows, longest, scale, data, is_coarse)

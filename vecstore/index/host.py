@@ -15,9 +15,8 @@ import numpy as np
 from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
-from .bounds import HALF_FLOOR, scale_of
 from .budget import BLOCK_ROWS, TRAIN_ITERATIONS, TRAIN_ROWS_PER_LIST, Choice, Ledger
-from .source import Source
+from .source import Source, extremes
 
 __all__ = ["HostBackend", "padded", "training_rows"]
 
@@ -58,14 +57,7 @@ class HostBackend:
 
     def _filled(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
         self.ledger.reserve("page", 0)
-        longest = 0.0
-        largest: list[Floats] = []
-        for length, components in source.extent(BLOCK_ROWS):
-            longest = max(longest, length)
-            largest.append(components)
-            yield
-        scale = scale_of(float(max(part.max(initial=0) for part in largest)))
-        is_coarse = any(((part > 0) & (part * np.float32(scale) < HALF_FLOOR)).any() for part in largest)
+        longest, scale, is_coarse = yield from extremes(source, BLOCK_ROWS)
         if choice.kind == "flat":
             halves = np.empty((source.rows, source.dim), np.float16)
             at = 0

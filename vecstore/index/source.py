@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ..values import Metric
 from .base import Floats, Rows
+from .bounds import HALF_FLOOR, scale_of
 
-__all__ = ["File", "Source"]
+__all__ = ["Extremes", "File", "Source", "extremes"]
 
 
 class File(msgspec.Struct, frozen=True, array_like=True):
@@ -39,6 +40,37 @@ class File(msgspec.Struct, frozen=True, array_like=True):
     rows: int
     vectors_at: int
     norms_at: int
+
+
+class Extremes(NamedTuple):
+    """What float16 must hold of the vectors of a source.
+
+    Attributes
+    ----------
+    longest
+        Length of the longest vector.
+    scale
+        What components are multiplied by, so that the largest one fits.
+    is_coarse
+        Whether some components are so small then that float16 holds few of their bits.
+    """
+
+    longest: float
+    scale: float
+    is_coarse: bool
+
+
+def extremes(source: Source, rows_max: int) -> Generator[None, None, Extremes]:
+    """Read all of a source, some rows at a time, and return what float16 must hold of it."""
+    longest = 0.0
+    largest: list[Floats] = []
+    for length, components in source.extent(rows_max):
+        longest = max(longest, length)
+        largest.append(components)
+        yield
+    scale = scale_of(float(max(part.max(initial=0) for part in largest)))
+    is_coarse = any(((part > 0) & (part * np.float32(scale) < HALF_FLOOR)).any() for part in largest)
+    return Extremes(longest, scale, is_coarse)
 
 
 class Source:
