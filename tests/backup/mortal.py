@@ -6,7 +6,6 @@ STEP-th of them. Without one left to die at it ends by itself, and says how many
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from vecstore.backup.plan import Target
 from vecstore.backup.prune import prune
 from vecstore.backup.repository import Repository
 from vecstore.storage.rocks import RocksStore
+
+from ..support.death import die_at
 
 __all__ = ["COMMANDS", "deaths"]
 
@@ -64,34 +65,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _die_at(last: int, owner: Any, names: tuple[str, ...], taken: list[int]) -> None:
-    for name in names:
-        original = getattr(owner, name)
-
-        def step(*arguments: Any, original: Callable[..., Any] = original, **more: Any) -> Any:
-            taken[0] += 1
-            if taken[0] == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*arguments, **more)
-
-        setattr(owner, name, step)
-
-
 def main() -> None:
     """Do the command, until death."""
     last, command, *arguments = sys.argv[1:]
     taken = [0]
-    _die_at(int(last), Repository, ("create", "replace", "put", "put_file"), taken)
+    steps: list[tuple[Any, tuple[str, ...]]] = [(Repository, ("create", "replace", "put", "put_file"))]
     if command == "prune":
         # One object at a time.
         from vecstore.backup import prune as pruning
 
         pruning.BATCH_NAMES = 1
-        _die_at(int(last), Repository, ("remove",), taken)
+        steps.append((Repository, ("remove",)))
     if command == "restore":
-        _die_at(int(last), transfer, ("_fetch",), taken)
-        _die_at(int(last), RocksStore, ("write", "delete_range", "compact", "close"), taken)
-        _die_at(int(last), restore, ("_record_witness", "complete", "prove"), taken)
+        steps.append((transfer, ("_fetch",)))
+        steps.append((RocksStore, ("write", "delete_range", "compact", "close")))
+        steps.append((restore, ("_record_witness", "complete", "prove")))
+    die_at(int(last), steps, taken)
     COMMANDS[command](*arguments)
     sys.stdout.write(f"{taken[0]}\n")
 

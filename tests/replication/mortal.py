@@ -29,6 +29,8 @@ from vecstore.engine.engine import Engine
 from vecstore.storage.directory import begin, is_store
 from vecstore.storage.rocks import RocksStore
 
+from ..support.death import die_at
+
 __all__ = ["Mortals", "mortals"]
 
 ROOT = Path(__file__).parents[2]
@@ -91,21 +93,6 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
-def _die_at(last: int) -> None:
-    taken = [0]
-    for owner, names in _STEPS:
-        for name in names:
-            original = getattr(owner, name)
-
-            def step(*arguments: Any, original: Callable[..., Any] = original, **more: Any) -> Any:
-                taken[0] += 1
-                if taken[0] == last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return original(*arguments, **more)
-
-            setattr(owner, name, step)
-
-
 def main() -> None:
     """Fork a child for each line."""
     for line in sys.stdin:
@@ -114,7 +101,7 @@ def main() -> None:
         if not child:
             code = 1
             try:
-                _die_at(step)
+                die_at(step, _STEPS, [0])
                 _COMMANDS[command](*arguments)
                 code = 0
             except BaseException:  # noqa: BLE001  (all of them end the child)
