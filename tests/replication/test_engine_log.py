@@ -142,7 +142,7 @@ def test_it_is_read_beside_a_writer(tmp_path: Path) -> None:
 def test_a_handover_that_was_not_written_leaves_the_one_before(tmp_path: Path) -> None:
     """Where the disk refuses a second handover, the log still says whom the one at its tip names."""
     with contextlib.closing(opened(tmp_path / "a")) as a:
-        fold, committer = a.engine.state.fold, committer_of(a)
+        fold, committer = a.engine.state.fold, committer_of(a.engine)
         committer.handover("west", a.engine.not_primary)
 
         def refused() -> None:
