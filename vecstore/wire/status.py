@@ -68,6 +68,8 @@ _CLASSES: dict[grpc.StatusCode, type[VecstoreError]] = {
 _OUTCOMES: dict[str, Outcome] = {outcome: outcome for outcome in get_args(Outcome)}
 # CANCELLED by whom? Not by us, who would not ask: by a server that ends, or a proxy.
 _RETRYABLE = frozenset((_Code.UNAVAILABLE, _Code.DEADLINE_EXCEEDED, _Code.ABORTED, _Code.CANCELLED))
+_BROKEN_OFF = "Internal error from Core"
+"""What gRPC's asyncio client says itself, under INTERNAL, where a connection ends while it begins to send or read."""
 _HINTS = {
     _Code.UNIMPLEMENTED: "is there a vecstore server at this address, and is it as new as this client?",
     _Code.RESOURCE_EXHAUSTED: "send less in one call, or ask for less",
@@ -153,7 +155,8 @@ def error_from(error: grpc.RpcError) -> VecstoreError:
                 return found
     kind = _CLASSES.get(code, errors.Unavailable)
     text = f"{code.name}: {message}" if message else code.name
-    return kind(text, hint=_HINTS.get(code, ""), retryable=code in _RETRYABLE, details={"code": code.name})
+    may_retry = code in _RETRYABLE or (code is grpc.StatusCode.INTERNAL and message == _BROKEN_OFF)
+    return kind(text, hint=_HINTS.get(code, ""), retryable=may_retry, details={"code": code.name})
 
 
 def _pairs(metadata: Any) -> Sequence[tuple[str, str | bytes]]:
