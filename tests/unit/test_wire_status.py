@@ -144,7 +144,7 @@ def test_an_outcome_that_is_none_is_unknown() -> None:
 
 
 def test_a_connection_that_ends_while_something_is_sent_may_be_tried_again() -> None:
-    """GRPC's asyncio client words that as an internal error of its own; one of a server is not tried again."""
+    """The asyncio client of gRPC words that as an internal error of its own; one of a server is not tried again."""
     broken = status.error_from(Failed(grpc.StatusCode.INTERNAL, "Internal error from Core", None))
     assert isinstance(broken, Unavailable) and broken.retryable
     said = status.error_from(Failed(grpc.StatusCode.INTERNAL, "internal error 7f3a", None))
