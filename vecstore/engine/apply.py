@@ -29,6 +29,7 @@ from ..storage.base import Batch, Family, KeyValueStore, Stalled
 from ..storage.catalog import Epoch
 from ..storage.fold import Change, PointsChange, Position, decode_change
 from .group import Group
+from .halts import Halts
 from .resolve import Resolver
 from .rowmap import id_codes
 from .state import State
@@ -158,12 +159,23 @@ class Applier:
         wall_us: Callable[[], int],
         config: Config,
         writer: Writer,
+        halts: Halts,
     ) -> None:
         self._state, self._store, self._resolver = state, store, resolver
         self._clock, self._wall_us, self._config, self._writer = clock, wall_us, config, writer
+        self._halts = halts
 
-    def append(self, run: Sequence[Finished], trust: bool) -> None:
-        """Take a run of records; see `Committer.append`."""
+    def append(self, run: Sequence[Finished], trust: bool) -> Sequence[Finished]:
+        """Take a run of records, up to the first halt in it; return the rest. See `Committer.append`."""
+        if not self._halts.is_set:
+            self._append(run, trust)
+            return ()
+        room = self._halts.room([item.record for item in run])
+        self._append(run[:room], trust)
+        self._halts.reach(self._state.fold.tip.lsn)
+        return run[room:]
+
+    def _append(self, run: Sequence[Finished], trust: bool) -> None:
         fold = self._state.fold
         before = fold.position()
         group = Group(is_synced=True)

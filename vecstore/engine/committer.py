@@ -30,9 +30,10 @@ from ..storage.catalog import Epoch
 from ..storage.fold import Staged
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
-from .apply import Ahead, Applier, runs
+from .apply import Ahead, Applier, Finished, runs
 from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
 from .group import Group
+from .halts import Halts
 from .history import History
 from .resolve import Resolved, Resolver
 from .settled import Settled
@@ -61,6 +62,8 @@ class Committer:
         Nothing is acknowledged any more: what was being written when it began is answered as unknown.
     replicated_lsn
         Every record up to it is durable on the synchronous standby, as far as this store was told.
+    halts
+        What is done where records that are appended come to an LSN.
     on_durable
         Called after `durable_lsn` has moved, on_records with records that were written; both by the committer's
         thread, which waits for them.
@@ -99,7 +102,8 @@ class Committer:
         self.on_durable: Callable[[], None] | None = None
         self.on_records: Callable[[Sequence[Record]], None] | None = None
         self._ahead = Ahead()
-        self._applier = Applier(state, store, self._resolver, clock, wall_us, config, self)
+        self.halts = Halts(self.run, lambda: state.fold.tip.lsn)
+        self._applier = Applier(state, store, self._resolver, clock, wall_us, config, self, self.halts)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
         self._sync_begins = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
@@ -210,7 +214,10 @@ class Committer:
             written; some before it may have been.
         """
         for run in runs(records, self._config, self._ahead.take):
-            self._patiently(partial(self._applier.append, run, trust))
+            self.halts.wait()
+            rest: Sequence[Finished] = run
+            while rest:
+                rest = self._patiently(partial(self._applier.append, rest, trust))
 
     def decode_ahead(self, records: Sequence[Record]) -> None:
         """Decode records that are to be appended soon, in the calling thread. It takes none of them."""
@@ -227,12 +234,11 @@ class Committer:
                 self.replicated_lsn = lsn
                 self.applied.notify_all()
 
-    def _patiently(self, action: Callable[[], None]) -> None:
+    def _patiently(self, action: Callable[[], Any]) -> Any:
         """Run something in the committer's thread; again where the disk did not keep up and nothing was written."""
         while True:
             try:
-                self.run(action)
-                return
+                return self.run(action)
             except Stalled:
                 time.sleep(_STALLED_S)
 
@@ -244,6 +250,7 @@ class Committer:
             self._closing = True
             self._queue.put(None)
         self._thread.join()
+        self.halts.close()
         self._syncer.shutdown()
 
     # -- the loop ----------------------------------------------------------------------------------------------------

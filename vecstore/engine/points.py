@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ from .rowmap import id_codes
 from .state import shard_of
 from .view import CollectionView, ShardView
 
-__all__ = ["in_order", "in_shard", "located", "payloads_by_extent", "point_at"]
+__all__ = ["in_order", "in_shard", "located", "payloads_by_extent", "places", "point_at"]
 
 
 def point_at(shard: ShardView, row: int, key: bytes, wanted: bool | tuple[str, ...], with_vector: bool) -> Point:
@@ -87,7 +88,9 @@ def in_order(
     codes = shard.rows.codes[rows]
     if some.names is None:
         if first is not None:
-            kept = codes >= int.from_bytes(first[1:], "big")
+            # Also one that stands between two ids: an id's key with something behind it.
+            least = int.from_bytes(first[1:9], "big")
+            kept = codes > least if len(first) > 9 else codes >= least
             rows, codes = rows[kept], codes[kept]
         order = np.argsort(codes)
         for code, row in zip(codes[order].tolist(), rows[order].tolist(), strict=True):
@@ -108,6 +111,25 @@ def in_shard(i: int, rows: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes,
     """Say of each row which shard it is of. Not inline: a generator in a loop would see the loop's last shard."""
     for key, row in rows:
         yield key, i, row
+
+
+def places(
+    number: int, collection: CollectionView, lsn: int, first: bytes | None = None
+) -> Iterator[tuple[bytes, int]]:
+    """Yield the places that a view's points have in the points family, in their order, with the LSN of each row.
+
+    Parameters
+    ----------
+    first
+        The id key to begin with.
+    """
+    prefix, cache = number.to_bytes(8, "big"), FilterCache(0)
+
+    def of(shard: ShardView) -> Iterator[tuple[bytes, int]]:
+        for key, row in in_order(shard, lsn, None, first, cache):
+            yield prefix + key, int(shard.rows.lsns[row])
+
+    return heapq.merge(*map(of, collection.shards))
 
 
 def payloads_by_extent(shard: ShardView, lsn: int) -> Iterator[list[bytes]]:

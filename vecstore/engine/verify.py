@@ -7,7 +7,6 @@ digest of the commit marks.
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,14 +20,14 @@ from ..errors import Damaged
 from ..record import DIGEST_MODULUS, STAMP_BYTES, key_id
 from ..storage.base import Family
 from ..storage.catalog import CollectionState
+from ..storage.proof import get_each
 from .checkpoint import needed_files
 from .engine import Engine
 from .extent import Slot, read_file
-from .filtering import FilterCache
-from .points import in_order
+from .points import places
 from .recovery import LogReader
 from .rows import Rows
-from .view import CollectionView, ShardView, View
+from .view import CollectionView, View
 
 __all__ = ["store_bytes", "verify"]
 
@@ -106,7 +105,7 @@ def _check_points(
     """Return digest and count of a collection, from the bytes of its points."""
     collection = pinned.view.collections[number]
     points = _Guarded(engine, number, collection, name, pinned, damaged)
-    rows = _rows(number, collection, pinned.view.lsn)
+    rows = places(number, collection, pinned.view.lsn)
     digest = count = 0
     row = next(rows, None)
     for place, value in points:
@@ -131,17 +130,6 @@ def _check_points(
         row = next(rows, None)
     step(count % 1_000)
     return digest, count
-
-
-def _rows(number: int, collection: CollectionView, lsn: int, first: bytes | None = None) -> Iterator[tuple[bytes, int]]:
-    """Yield the places that a view's points have in the family, in their order, with the LSN of each row."""
-    prefix, cache = number.to_bytes(8, "big"), FilterCache(0)
-
-    def of(shard: ShardView) -> Iterator[tuple[bytes, int]]:
-        for key, row in in_order(shard, lsn, None, first, cache):
-            yield prefix + key, int(shard.rows.lsns[row])
-
-    return heapq.merge(*map(of, collection.shards))
 
 
 def _report(damaged: list[dict[str, Any]], name: str, place: bytes, why: str) -> None:
@@ -172,13 +160,13 @@ class _Guarded:
         try:
             pair = next(self._pairs)
         except Damaged as exc:
-            self._pairs = iter(self._behind(exc))
+            self._pairs = self._behind(exc)
             pair = next(self._pairs)
         self._last = pair[0]
         return pair
 
-    def _behind(self, exc: Damaged) -> list[tuple[bytes, bytes]]:
-        """Return the pairs behind the last one that can still be read by key."""
+    def _behind(self, exc: Damaged) -> Pairs:
+        """Yield the pairs behind the last one that can still be read by key."""
         report = {
             "place": Family.POINTS.value,
             "collection": self._name,
@@ -187,19 +175,16 @@ class _Guarded:
         }
         self._damaged.append(report)
         first = self._last[8:] + b"\0" if len(self._last) > 8 else None
-        keys = [place for place, _ in _rows(self._number, self._collection, self._lsn, first) if place > self._last]
-        return [pair for start in range(0, len(keys), _PROBE) for pair in self._probe(keys[start : start + _PROBE])]
+        keys = [place for place, _ in places(self._number, self._collection, self._lsn, first) if place > self._last]
+        for start in range(0, len(keys), _PROBE):
+            yield from self._probe(keys[start : start + _PROBE])
 
-    def _probe(self, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
-        try:
-            values = self._engine.store.get(Family.POINTS, keys)
-        except Damaged as exc:
-            if len(keys) == 1:
-                _report(self._damaged, self._name, keys[0], str(exc))
-                return []
-            half = len(keys) // 2
-            return self._probe(keys[:half]) + self._probe(keys[half:])
-        return [(key, value) for key, value in zip(keys, values, strict=True) if value is not None]
+    def _probe(self, keys: list[bytes]) -> Pairs:
+        for key, found in zip(keys, get_each(self._engine.store, Family.POINTS, keys), strict=True):
+            if isinstance(found, Damaged):
+                _report(self._damaged, self._name, key, str(found))
+            elif found is not None:
+                yield key, found
 
 
 # -- log and files ---------------------------------------------------------------------------------------------------

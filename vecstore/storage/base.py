@@ -10,10 +10,10 @@ Promises
   later. What it has of unlogged batches is a prefix of them, and where it has one, it has the logged ones before it.
   (While a `flush` is under way it may have later ones, but never of `Family.META`.) A store that is open to be read
   keeps unlogged batches in memory alone: so an opening applies there, too, what the families lack.
-- Keys are ordered as bytes. `scan` reads the state at its creation.
+- Keys are ordered as bytes. `scan` reads the state at its creation; `pin` keeps that state, to be read again and again.
 - Any error of `write` or `sync` means that what became of the batch is unknown, but for `Stalled`, which wrote nothing.
 - `write`, `sync`, `flush` and `delete_range` are called by one thread at a time (the committer, or the one that syncs
-  for it while it waits); `get`, `scan`, `compact`, `flush_ahead` and `trim` by any.
+  for it while it waits); `get`, `scan`, `pin`, `compact`, `flush_ahead` and `trim` by any.
 - Corrupt bytes raise `Damaged` with the family and, where it is known, the key; they are never returned or skipped.
 """
 
@@ -25,7 +25,7 @@ from typing import Protocol
 
 from ..errors import VecstoreError
 
-__all__ = ["Batch", "Family", "KeyValueStore", "Prepared", "Stalled"]
+__all__ = ["Batch", "Family", "KeyValueStore", "Pinned", "Prepared", "Stalled"]
 
 
 class Family(StrEnum):
@@ -53,6 +53,23 @@ class Prepared(Protocol):
     batch: Batch
 
 
+class Pinned(Protocol):
+    """A family as it was at one moment.
+
+    While it lives, the buffers and files of that moment are kept: memory of what was not flushed yet, and the disk of
+    what was compacted away since. A read that meets corrupt bytes has returned the pairs in front of them; one that
+    begins behind them goes on.
+    """
+
+    def scan(self, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over start <= key < stop in order."""
+        ...
+
+    def close(self) -> None:
+        """Let it go. Closing twice is harmless."""
+        ...
+
+
 class KeyValueStore(Protocol):
     """An open store. See the module for what it promises."""
 
@@ -74,6 +91,10 @@ class KeyValueStore(Protocol):
 
     def scan(self, family: Family, start: bytes, stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over start <= key < stop in order, on the state at the time of the call."""
+        ...
+
+    def pin(self, family: Family) -> Pinned:
+        """Keep a family as it is now."""
         ...
 
     def delete_range(self, family: Family, start: bytes, stop: bytes) -> None:

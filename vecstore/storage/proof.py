@@ -1,6 +1,8 @@
-"""The digest of a collection, recomputed from the bytes of its points: the proof of a restore."""
+"""What is stored, proven: the digest of a collection from the bytes of its points, and reads that go on at damage."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import xxhash
 
@@ -9,7 +11,18 @@ from ..record import DIGEST_MODULUS, STAMP_BYTES
 from .base import Family, KeyValueStore
 from .catalog import CollectionState
 
-__all__ = ["prove", "recompute"]
+__all__ = ["get_each", "prove", "recompute"]
+
+
+def get_each(store: KeyValueStore, family: Family, keys: Sequence[bytes]) -> list[bytes | Damaged | None]:
+    """Return the value of each key: None where there is none, the error where it cannot be read."""
+    try:
+        return list(store.get(family, keys))
+    except Damaged as exc:
+        if len(keys) == 1:
+            return [exc]
+        half = len(keys) // 2
+        return get_each(store, family, keys[:half]) + get_each(store, family, keys[half:])
 
 
 def recompute(store: KeyValueStore, number: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""RocksDB behind `storage/base.py`: the only module that knows rocksdict, and the place where its traps end.
+"""RocksDB behind `storage/base.py`: the module that knows rocksdict, and the place where its traps end.
 
 What is hidden here, each with a test of its own:
 
@@ -45,7 +45,6 @@ from rocksdict import (
     DBRecoveryMode,
     Options,
     Rdict,
-    RdictIter,
     WriteBatch,
     WriteBufferManager,
     WriteOptions,
@@ -53,6 +52,7 @@ from rocksdict import (
 
 from ..errors import Closed, Damaged, Exhausted, Locked, NotFound, Outcome, Unavailable, VecstoreError
 from .base import Batch, Family, Prepared, Stalled
+from .cursor import Cursor, PinnedFamily, overlaid
 
 __all__ = ["RocksStore", "open_store"]
 
@@ -71,8 +71,6 @@ BUFFERS_OF_BUDGET: Final = 8
 BUFFERS_PER_FAMILY_MAX: Final = 12
 STALL_WAIT_S_MAX: Final = 5.0
 STALL_PAUSE_S: Final = 0.005
-SCAN_CHUNK_PAIRS: Final = 512
-SCAN_CHUNK_BYTES: Final = MIB
 READ_ONLY_TRIES_MAX: Final = 5
 COMPACTION_TRIES_MAX: Final = 5
 
@@ -129,7 +127,7 @@ class RocksStore:
         self._handles: dict[Family, ColumnFamily] = {
             family: database.get_column_family_handle(family.value) for family in Family
         }
-        self._cursors: weakref.WeakSet[_Cursor] = weakref.WeakSet()
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._laid_over: dict[Family, dict[bytes, bytes | None]] = {family: {} for family in Family}
         self._logged, self._unlogged = WriteOptions(), WriteOptions()
         for options in (self._logged, self._unlogged):
@@ -199,12 +197,23 @@ class RocksStore:
         with self._gate, self._mapped(f"scanning {family}", family=family):
             iterator = self._families[family].iter()
             iterator.seek(start)
-            cursor = _Cursor(iterator, stop)
+            cursor = Cursor(iterator, stop)
             self._cursors.add(cursor)
         pairs, over = self._pairs(family, cursor), self._laid_over[family]
-        if not over:
-            return pairs
-        return _overlaid(pairs, [(key, over[key]) for key in sorted(over) if start <= key and (not stop or key < stop)])
+        return overlaid(pairs, over, start, stop) if over else pairs
+
+    def pin(self, family: Family) -> PinnedFamily:
+        """Keep a family as it is now, until the pin is closed or dropped. After `close` it raises `Closed`."""
+
+        @contextlib.contextmanager
+        def inside() -> Iterator[None]:
+            with self._gate, self._mapped(f"reading {family}", family=family):
+                yield
+
+        with inside():
+            cursor = Cursor(self._families[family].iter())
+            self._cursors.add(cursor)
+        return PinnedFamily(cursor, inside, self._laid_over[family])
 
     def delete_range(self, family: Family, start: bytes, stop: bytes) -> None:
         """Remove start <= key < stop. Only `compact` gives back the space."""
@@ -358,7 +367,7 @@ class RocksStore:
         found: list[bytes | None] = self._families[family].get(cast("list[Any]", keys)) or []
         return found
 
-    def _pairs(self, family: Family, cursor: _Cursor) -> Iterator[tuple[bytes, bytes]]:
+    def _pairs(self, family: Family, cursor: Cursor) -> Iterator[tuple[bytes, bytes]]:
         try:
             while True:
                 with self._gate, self._mapped(f"scanning {family}", family=family):
@@ -383,25 +392,6 @@ class RocksStore:
             raise _foreign(
                 exc, f"{doing} of {self.path}", family=family, outcome=outcome, read_only=self._read_only
             ) from exc
-
-
-def _overlaid(
-    pairs: Iterator[tuple[bytes, bytes]], over: list[tuple[bytes, bytes | None]]
-) -> Iterator[tuple[bytes, bytes]]:
-    """Merge pairs with others, both in order: these hold, and None removes."""
-    left = len(over)
-    for key, value in pairs:
-        while left and over[-left][0] < key:
-            kept = over[-left]
-            left -= 1
-            if kept[1] is not None:
-                yield kept[0], kept[1]
-        if left and over[-left][0] == key:
-            continue
-        yield key, value
-    for key, laid in over[len(over) - left :]:
-        if laid is not None:
-            yield key, laid
 
 
 class _PreparedBatch:
@@ -446,40 +436,6 @@ class _Gate:
             first, self._shut = not self._shut, True
             self._changed.wait_for(lambda: not self._inside)
             return first
-
-
-class _Cursor:
-    """The place of one scan. It is advanced inside the gate only."""
-
-    __slots__ = ("__weakref__", "_iterator", "_stop")
-
-    def __init__(self, iterator: RdictIter, stop: bytes | None) -> None:
-        self._iterator: RdictIter | None = iterator
-        self._stop = stop
-
-    def advance(self) -> tuple[list[tuple[bytes, bytes]], bool]:
-        """Return the next pairs, a bounded number, and whether there may be more."""
-        iterator, stop = self._iterator, self._stop
-        if iterator is None:
-            return [], False
-        pairs: list[tuple[bytes, bytes]] = []
-        size = 0
-        while iterator.valid():
-            key = iterator.key()
-            if stop is not None and key >= stop:
-                return pairs, False
-            value = iterator.value()
-            pairs.append((key, value))
-            size += len(value)
-            iterator.next()
-            if len(pairs) == SCAN_CHUNK_PAIRS or size >= SCAN_CHUNK_BYTES:
-                return pairs, True
-        iterator.status()
-        return pairs, False
-
-    def drop(self) -> None:
-        """Let the iterator go, and with it the state that it holds."""
-        self._iterator = None
 
 
 def _options(write_buffer_bytes: int, wal_bytes_max: int, strict: bool) -> tuple[Options, dict[str, Options]]:
