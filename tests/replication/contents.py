@@ -17,13 +17,14 @@ from vecstore.engine.contents.outgoing import Outgoing, Taken
 from vecstore.engine.database import EmbeddedDatabase
 from vecstore.engine.slots import Standbys
 from vecstore.replication.coding import encode_state
-from vecstore.replication.durable import Durable
+from vecstore.replication.durable import Durable, RejoinState
 from vecstore.storage.catalog import Epoch, Part
 
 __all__ = ["FENCED", "PRIMARY", "STANDBY", "fetch", "part_of", "part_ways", "write_points"]
 
-STANDBY = encode_state(Durable("standby", primary="a"))
-FENCED = encode_state(Durable("fenced", reason="a test"))
+STANDBY = encode_state(Durable("standby", primary="a", rejoin=RejoinState("follow", "a")))
+FENCED = encode_state(Durable("fenced", reason="a test", rejoin=RejoinState("reset", "a")))
+"""In a rejoin, both: else what it could go back to would be gone at the next open."""
 PRIMARY = encode_state(Durable("primary"))
 _PIECE = 50_000
 

@@ -15,14 +15,14 @@ import vecstore
 from vecstore.engine.contents.incoming import Incoming
 from vecstore.engine.contents.install import install
 from vecstore.engine.database import EmbeddedDatabase
-from vecstore.errors import NotPrimary, Unavailable
+from vecstore.errors import Damaged, NotPrimary, Unavailable
 from vecstore.replication.actions import TakeSnapshot
 from vecstore.replication.coding import decode, decode_state, encode, encode_state
 from vecstore.replication.driver import Driver
 from vecstore.replication.durable import Durable, Timing
 from vecstore.replication.epochs import Claim, Identity
 from vecstore.replication.log import Place
-from vecstore.replication.messages import Message, Promote, StepDown, Switchover, Synced
+from vecstore.replication.messages import Message, Promote, Rejoin, StepDown, Switchover, Synced
 from vecstore.server.contents import StoreContents
 from vecstore.storage.directory import begin
 
@@ -34,7 +34,14 @@ class Wire:
 
     def __init__(self) -> None:
         self.drivers: dict[str, Driver] = {}
+        self.contents: dict[str, StoreContents] = {}
         self.is_cut = False
+
+    def fetch(self, address: str, ticket: str, name: str, offset: int) -> Iterator[bytes]:
+        """Fetch a file that a store keeps for others."""
+        while piece := self.contents[address].read(ticket, name, offset, 1 << 20):
+            offset += len(piece)
+            yield piece
 
     def of(self, store_id: str) -> Port:
         """Return one store's way to the others."""
@@ -62,7 +69,8 @@ class Member:
     """A store and its driver."""
 
     def __init__(self, path: Path, wire: Wire, region: str) -> None:
-        database = vecstore.open(str(path))
+        # No checkpoint but those of the test, and so small a limit that a test comes to it.
+        database = vecstore.open(str(path), config={"slot_retained_bytes_max": 1 << 20, "checkpoint_interval_s": 3600})
         assert isinstance(database, EmbeddedDatabase)
         self.database = database
         engine = database.engine
@@ -75,8 +83,9 @@ class Member:
             else decode_state(data)
         )
         self.contents = StoreContents(
-            lambda: self.driver.engine, database.replace, _nothing, wire.of(self.id).address, ""
+            lambda: self.driver.engine, database.replace, wire.fetch, wire.of(self.id).address, ""
         )
+        wire.contents[wire.of(self.id).address(self.id)] = self.contents
         self.driver: Driver = Driver(
             engine, wire.of(self.id), self.contents, state, region=region, timing=TIMING, tick_s=0.02
         )
@@ -98,15 +107,16 @@ class Member:
             pause.wait(0.01)
         raise AssertionError((self.driver.member.status, self.driver.state, list(self.driver.alarms)))
 
-    def put(self, count: int) -> str:
+    def put(self, count: int, text: str = "") -> str:
         """Write points; return the token."""
         docs = self.database.create_collection("docs", 3, exist_ok=True)
         first = docs.count()
-        return docs.upsert(range(first, first + count), np.ones((count, 3), np.float32)).token
+        payloads = [{"text": text}] * count
+        return docs.upsert(range(first, first + count), np.ones((count, 3), np.float32), payloads).token
 
-
-def _nothing(_address: str, _ticket: str, _name: str, _offset: int) -> Iterator[bytes]:
-    raise Unavailable("nothing is fetched in this test")
+    def folders(self) -> set[str]:
+        """Return what is in its folder beside the store."""
+        return {found["folder"] for found in self.database.status()["kept"]}
 
 
 @pytest.fixture(name="pair")
@@ -148,7 +158,7 @@ def test_a_standby_follows_and_takes_over(pair: tuple[Member, Member, Wire]) -> 
         b.put(1)
     done, text = a.driver.command(Switchover(b.id), 10.0)
     assert done, text
-    b.wait(lambda: b.driver.member.accepts_writes)
+    b.wait(lambda: b.database.status()["writable"])
     token = b.put(5)
     assert a.database.collection("docs").count(after=token, timeout=10) == 515
 
@@ -206,3 +216,89 @@ def test_a_cut_network_is_dialled_again(pair: tuple[Member, Member, Wire]) -> No
     a.wait(lambda: a.driver.state.role == "fenced")
     with pytest.raises(NotPrimary, match="fenced"):
         a.put(1)
+
+
+def cut_beneath(a: Member, b: Member, wire: Wire) -> None:
+    """Let the primary's log be cut beneath its standby."""
+    wire.is_cut = True
+    for _ in range(3):
+        a.put(300, "x" * 2_000)
+        a.database.checkpoint()
+    a.wait(lambda: a.driver.log.first_lsn > b.driver.log.tip.lsn + 1)
+    wire.is_cut = False
+
+
+def test_a_snapshot_that_was_not_put_in_place_is_asked_for_again(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is open as it was, and the next one is installed; nothing of either stays in the folder."""
+    a, b, wire = pair
+    with monkeypatch.context() as patch:
+        patch.setattr("vecstore.server.contents.install", lambda *_: (_ for _ in ()).throw(Damaged("planted")))
+        cut_beneath(a, b, wire)
+        b.wait(lambda: any("install failed: planted" in alarm.text for alarm in b.driver.alarms))
+    assert b.database.collection("docs").count() == 10
+    assert not b.driver.failed
+    b.wait(lambda: b.driver.member.status == "following" and b.driver.log.applied_lsn == a.driver.log.tip.lsn)
+    b.wait(lambda: not b.folders())
+    assert b.database.collection("docs").count() == 910
+
+
+def test_what_was_fetched_in_vain_goes_once_the_stream_goes_on(pair: tuple[Member, Member, Wire]) -> None:
+    """A transfer that was cut short and is not needed any more goes; and so does what was handed out for it."""
+    a, b, wire = pair
+    wire.is_cut = True
+    taken = a.contents.snapshot()[1]
+    incoming = Incoming(str(b.database.engine.directory.path))
+    incoming.begin(taken.id, [(file.name, file.size, file.check) for file in taken.files])
+    name, offset = incoming.missing()[0]
+    incoming.receive(name, wire.fetch(wire.of(a.id).address(a.id), taken.id, name, offset))
+    b.wait(lambda: b.driver.member.status != "following")
+    assert (b.folders(), a.folders()) == ({"incoming"}, {"outgoing"})
+    wire.is_cut = False
+    b.wait(lambda: not b.folders())
+    outgoing = a.contents._current()
+    for kept in outgoing._kept.values():
+        kept.used_s -= 1_000.0
+    a.contents.expire()
+    assert a.folders() == set()
+
+
+def test_a_rejoin_sets_the_points_where_a_slot_alone_knows_the_fork(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log that the slot held begins behind the fork: no snapshot is taken, and nothing stays but the export."""
+    a, b, wire = pair
+    b.wait(lambda: [slot.lsn for slot in a.driver.state.slots] == [a.driver.log.tip.lsn])
+    wire.is_cut = True
+    fork_lsn = b.driver.log.tip.lsn
+    for _ in range(4):
+        a.put(5)
+        a.database.checkpoint()
+    assert a.driver.log.first_lsn == fork_lsn + 1 and a.driver.log.chain(fork_lsn) is None
+    assert b.driver.command(Promote(1, force=True), 10.0)[0]
+    monkeypatch.setattr(b.contents, "snapshot", lambda: pytest.fail("a snapshot was taken"))
+    b.wait(lambda: b.database.status()["writable"])
+    b.put(3)
+    wire.is_cut = False
+    a.wait(lambda: a.driver.state.role == "fenced")
+    assert a.driver.command(Rejoin(b.id), 10.0)[0]
+    a.wait(lambda: a.driver.state.rejoin is None and a.driver.log.applied_lsn == b.driver.log.tip.lsn)
+    a.wait(lambda: a.folders() == {"diverged"})
+    assert a.database.collection("docs").count() == 13
+    assert a.database.verify()["ok"]
+
+
+def test_a_standby_that_has_no_room_acknowledges_and_obeys(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records wait with who brings them: the driver hears the primary meanwhile, and can be promoted."""
+    a, b, _ = pair
+    monkeypatch.setattr(b.database.engine, "memory_bytes", lambda: 1 << 60)
+    a.put(5)
+    b.wait(lambda: b.driver.inflow.why)
+    b.wait(lambda: any("records of the primary are held back: memory" in alarm.text for alarm in b.driver.alarms))
+    b.wait(lambda: getattr(b.driver.member.part, "seen_lsn", 0) == a.driver.log.durable_lsn)
+    assert b.driver.member.status == "following"
+    done, text = b.driver.command(Promote(1), 10.0)
+    assert not done and "lacks at least 1 records" in text

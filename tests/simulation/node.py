@@ -24,6 +24,7 @@ from vecstore.replication.messages import (
     Command,
     Exported,
     Installed,
+    NotReplaced,
     Points,
     Report,
     Returned,
@@ -50,6 +51,7 @@ TIMING = Timing(
     frame_bytes_max=1,
 )
 TICK_S = 0.3
+STAGES = ("room", "fetch", "contents")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,9 @@ class Node:
     commit_clock: CommitClock = field(init=False)
     replies: list[do.Reply] = field(default_factory=list)
     acked: tuple[int, int] = (0, 0)
+    failing: str = ""
+    """The stage at which what is to be put in place of the contents fails; of a disk that is full, "room"."""
+    handed_out: int = 0
 
     def __post_init__(self) -> None:
         self.clock = SimClock(self.world)
@@ -309,6 +314,7 @@ class Node:
         self.world.answer(self, call.write, call.attempt, "done", token)
 
     def _snapshot(self, action: do.TakeSnapshot) -> None:
+        self.handed_out += 1
         self._sync()
         if self.member is None or self.member.durable.promise is None:
             return
@@ -320,6 +326,8 @@ class Node:
         self.report_later(self.world.slow_s(), self._installed, action.snapshot)
 
     def _installed(self, snapshot: Snapshot) -> None:
+        if self._fails():
+            return
         log: SimLog = snapshot.content.copy()
         log.truncate(snapshot.place.lsn)
         log.cut(snapshot.place.lsn)
@@ -327,6 +335,15 @@ class Node:
         self._replace(log)
         self.world.note("installed", self.store_id, log.tip.lsn)
         self.report(Installed(log.tip.lsn))
+
+    def _fails(self) -> bool:
+        """Report that contents were not put in place, where they are not to be."""
+        share = self.world.failing_share
+        stage = self.failing or (self.world.rng.choice(STAGES) if share and self.world.rng.random() < share else "")
+        if stage:
+            self.world.note("not replaced", self.store_id, stage)
+            self.report(NotReplaced("it was not to be", stage))  # type: ignore[arg-type]
+        return bool(stage)
 
     def _replace(self, log: SimLog) -> None:
         """Put another log in place of this one, which the member keeps its hands on."""
@@ -378,10 +395,14 @@ class Node:
         self.report_later(self.world.slow_s() / 4, self._was_reset, action)
 
     def _was_reset(self, action: do.Reset) -> None:
-        fork = Place(action.fork_lsn, self.log.chains[action.fork_lsn])
+        if self._fails():
+            return
+        fork = action.fork
+        self.log.chains.setdefault(fork.lsn, fork.chain)
+        assert self.log.chains.get(fork.lsn, fork.chain) == fork.chain, "a fork is on this log's chain"
         self.world.checks.dropped(self, fork, "a rejoin dropped it")
-        self.log.reset(action.fork_lsn, action.points.content, action.points.lsn)
-        self.world.note("reset", self.store_id, action.fork_lsn, action.points.lsn)
+        self.log.reset(fork.lsn, action.points.content, action.points.lsn)
+        self.world.note("reset", self.store_id, fork.lsn, action.points.lsn)
         self.report(WasReset())
 
     def _return(self, action: do.Return) -> None:

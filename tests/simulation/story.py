@@ -254,6 +254,7 @@ class Story:
         world.heal()
         cut, world.network = world.network, Network()
         world.crash_share, world.slow_max_s, world.retained = 0.0, 0.5, 1000
+        world.failing_share = 0.0
         assert cut is not None
         for name in [node.store_id for node in world.nodes.values() if node.is_copied]:
             world.nodes.pop(name).crash()

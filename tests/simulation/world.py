@@ -63,6 +63,7 @@ class World:
         self.network = network or Network()
         self.last_arrival: dict[tuple[str, str], float] = {}
         self.crash_share = 0.0
+        self.failing_share = 0.0
         self.slow_max_s = 0.5
         self.retained = 40
         self.secrets = {LINEAGE: SECRET}

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,17 +44,16 @@ from .crew import Crew
 from .filtering import FilterCache
 from .folder import IndexFolder
 from .gate import Gate
+from .kept import clear
 from .recovery import Recovered, open_storage, recover
 from .slots import Slots, Standbys
 from .state import State
 from .view import CollectionView, View
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "disk_free_bytes"]
 
-STAGING = "snapshot"
-"""Folder in the store's own, where snapshots link what they upload."""
-OUTGOING = "outgoing"
-"""Folder in the store's own, where contents are linked that other stores fetch."""
+_STANDBY_MEMORY = 1.1
+"""A standby's share of the memory budget: its rows lie otherwise than its primary's, and take a little more or less."""
 
 
 class Engine:
@@ -188,9 +187,7 @@ class Engine:
         # The log has reached the witness: what a damaged write-ahead log held beyond was never acknowledged.
         for name in os.listdir(self.directory.quarantine):
             shutil.rmtree(os.path.join(self.directory.quarantine, name))
-        # A snapshot that was under way when the process before died has left its links.
-        for name in (STAGING, OUTGOING):
-            shutil.rmtree(os.path.join(self.directory.path, name), ignore_errors=True)
+        clear(self.directory.path, self.part)
 
     def _take_part(self) -> None:
         """Find out what this store may do before anybody speaks for it: whether it takes writes, what log it keeps."""
@@ -382,6 +379,38 @@ class Engine:
                     )
                 self.builder.progress.wait(min(0.5, left_s))
 
+    def lacks_room(self, rows: Mapping[int, int], more_bytes: int, *, has_upserts: bool) -> tuple[str, bool]:
+        """Return why records of another store must wait, "" where they need not, and whether a budget is the reason.
+
+        The bounds are those of writers, and a little of memory more: a primary that was just allowed a write must not
+        bring its standby to a stop. Where building has failed, nothing waits for it.
+
+        Parameters
+        ----------
+        rows
+            Of each collection that they write to: how many rows are on their way that no view shows.
+        """
+        config = self.config
+        floor, free = config.disk_free_bytes_min // (1 if has_upserts else 4), disk_free_bytes(self.directory.path)
+        if free < floor + more_bytes:
+            return f"disk: {free} bytes are free, below the floor of {floor}", True
+        used, budget = self.memory_bytes(), int(config.memory_budget_bytes() * _STANDBY_MEMORY)
+        if has_upserts and used + more_bytes > budget:
+            return f"memory: the store holds {used} of {budget} bytes", True
+        if self.builder is not None and self.builder.failed is None:
+            for number, coming in rows.items():
+                waiting = self._unsealed(number) + coming
+                if waiting > config.unsealed_rows_max:
+                    self.builder.wake()
+                    return f"{waiting} rows wait to be indexed, more than {config.unsealed_rows_max}", False
+        return "", False
+
+    def await_progress(self, timeout_s: float) -> None:
+        """Wait until the builder has done something, or for a while."""
+        assert self.builder is not None
+        with self.builder.progress:
+            self.builder.progress.wait(timeout_s)
+
     def _unsealed(self, number: int) -> int:
         view = self.state.view.collections.get(number)
         return 0 if view is None else max(sum(g.rows for g in shard.growing) for shard in view.shards)
@@ -491,6 +520,12 @@ class Engine:
         if self.witness is not None:
             self.witness.close()
         self.directory.close()
+
+
+def disk_free_bytes(path: str) -> int:
+    """Return how much is free on a folder's file system, for who is not root."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
 
 
 def _collection_bytes(view: CollectionView) -> int:

@@ -25,7 +25,8 @@ from ..errors import NotPrimary
 from ..storage.catalog import Epoch, Tip
 from ..values import Snapshot
 from .checkpoint import Entry
-from .engine import STAGING, Engine
+from .engine import Engine
+from .kept import STAGING
 from .view import View
 
 __all__ = ["stand_still", "take_snapshot"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from typing import Any
 
-from .engine import Engine
+from .engine import Engine, disk_free_bytes
+from .kept import kept
 from .view import CollectionView, ShardView
 
 __all__ = ["status_of"]
@@ -37,7 +37,7 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "device_refused": dict(engine.accelerator.devices.refused) if engine.accelerator is not None else {},
         "memory_bytes": engine.memory_bytes(),
         "memory_bytes_max": engine.config.memory_budget_bytes(),
-        "disk_free_bytes": _disk_free_bytes(engine.directory.path),
+        "disk_free_bytes": disk_free_bytes(engine.directory.path),
         "disk_free_bytes_min": engine.config.disk_free_bytes_min,
         "filter_cache": {
             "bytes": engine.filters.bytes,
@@ -47,6 +47,7 @@ def status_of(engine: Engine) -> dict[str, Any]:
         "checkpoints": [entry.lsn for entry in engine.checkpointer.entries] if engine.checkpointer else [],
         "slots": _slots(engine),
         "archive": None if engine.archiver is None else engine.archiver.status(),
+        "kept": kept(engine.directory.path),
         "findings": list(engine.findings),
         "metrics": engine.metrics.to_plain(),
         "collections": {
@@ -70,11 +71,6 @@ def _slots(engine: Engine) -> list[dict[str, Any]]:
         }
         for slot in engine.slots.held.values()
     ]
-
-
-def _disk_free_bytes(path: str) -> int:
-    stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize
 
 
 def _collection(collection: CollectionView, lsn: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 from ..record import Record
 from ..storage.catalog import Epoch
 from .durable import Durable
+from .log import Place
 from .messages import Message, Points, Snapshot
 
 __all__ = [
@@ -141,9 +142,15 @@ class Export(_Value, frozen=True):
 
 
 class Reset(_Value, frozen=True):
-    """Drop the log behind the fork and its request ids, set the touched points, and report `WasReset`. Repeatable."""
+    """Drop the log behind the fork and its request ids, set the touched points, and report `WasReset`. Repeatable.
 
-    fork_lsn: int
+    Attributes
+    ----------
+    fork
+        With its chain, on which both stores agreed: where the log begins right behind it, a slot alone may know it.
+    """
+
+    fork: Place
     points: Points
 
 

@@ -11,6 +11,7 @@ stands still, and both are told.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import secrets
 import threading
@@ -20,16 +21,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ..engine.engine import Engine
 from ..engine.slots import Standbys
-from ..errors import Damaged, Unavailable, VecstoreError
+from ..errors import Damaged, Exhausted, Unavailable, VecstoreError
 from ..record import Record
 from . import actions as do
 from .coding import encode_state
 from .durable import Durable, Timing
 from .epochs import Claim, Identity
+from .inflow import Inflow
 from .log import Place
 from .messages import (
     ArchiveRead,
@@ -39,6 +41,7 @@ from .messages import (
     Frame,
     Installed,
     Message,
+    NotReplaced,
     Points,
     Report,
     Returned,
@@ -51,7 +54,7 @@ from .standby import Standby
 from .state import Member
 from .store_log import StoreLog
 
-__all__ = ["Alarm", "Contents", "Driver", "Left", "Network"]
+__all__ = ["Alarm", "Contents", "Driver", "Left", "Network", "ReplaceFailed"]
 
 TICK_S = 0.2
 ALARMS_KEPT = 20
@@ -78,10 +81,25 @@ class Left(NamedTuple):
     needs_snapshot: bool
 
 
+class ReplaceFailed(Exception):
+    """Contents were not put in place, and the store is open again; the cause says why.
+
+    Attributes
+    ----------
+    engine
+        The one that is open now.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__("the contents were not put in place")
+        self.engine = engine
+
+
 class Contents(Protocol):
     """What is done to a store's contents as a whole. Each takes a while; each is all or nothing, and may be repeated.
 
-    Those that put other contents in place return the engine that is open afterwards.
+    Those that put other contents in place return the engine that is open afterwards, and raise `ReplaceFailed` where
+    they came so far as to close the one before.
     """
 
     def snapshot(self) -> tuple[Place, Any]:
@@ -108,8 +126,12 @@ class Contents(Protocol):
         """Export what lies behind a fork, durably."""
         ...
 
-    def reset(self, fork_lsn: int, points: Points, state: Durable) -> Engine:
+    def reset(self, fork: Place, points: Points, state: Durable) -> Engine:
         """Drop the log behind a fork, and set the points that it touched."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what was fetched and is not needed any more."""
         ...
 
     def back(self, state: Durable) -> Engine:
@@ -178,6 +200,16 @@ class Driver:
         self._deferred: Future[tuple[bool, str]] | None = None
         self._current: Future[tuple[bool, str]] | None = None
         self._wants_syncs = self._has_sync = False
+        self._status = ""
+        self._handing: list[do.Action] = []
+        timing = timing or Timing()
+        self.inflow = Inflow(
+            lambda: self._engine,
+            lambda sender, frame: self._queue.put((sender, frame)),
+            self._waits_no_more,
+            lambda why: self._queue.put(partial(self._alarm, f"records of the primary are held back: {why}")),
+            timing.call_every_s,
+        )
         self._closing = False
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vecstore-contents")
         identity = Identity(engine.lineage, engine.identity_secret, engine.directory.store_id.hex(), region)
@@ -214,12 +246,24 @@ class Driver:
                 answer.set_exception(Unavailable("the server is being stopped"))
 
     def receive(self, sender: str, message: Message) -> None:
-        """Take a message of another store."""
+        """Take a message of another store; wait with records that there is no room for."""
         committer = self._engine.committer
-        if isinstance(message, Frame) and committer is not None:
+        is_current = isinstance(message, Frame) and not self._waits_no_more(sender, message.session)
+        if isinstance(message, Frame) and message.records and is_current and committer is not None:
             # In the thread that brings it, while the one before is being synced.
             committer.decode_ahead(message.records)
+            self.inflow.admit(sender, message)
         self._queue.put((sender, message))
+
+    def _waits_no_more(self, sender: str, session: int) -> bool:
+        """Return whether records of a session with a primary, or of the archive, are of no use to anybody any more."""
+        part, member = self.member.part, self.member
+        if self.failed or self._closing or not isinstance(part, Standby):
+            return True
+        if not sender:
+            return part.status != "fetching"
+        is_mine = sender == member.durable.primary and session == part.session
+        return not is_mine or part.status not in ("dialling", "following")
 
     def command(self, command: Command, timeout_s: float) -> tuple[bool, str]:
         """Carry out a command; return whether it is done, and what there is to say.
@@ -336,6 +380,10 @@ class Driver:
         promise = member.durable.promise
         if promise is not None and promise.store_id != member.me:
             engine.primary_hint = self.network.address(promise.store_id)
+        if member.status != self._status:
+            self._status = member.status
+            if self._status in ("following", "open"):
+                self._worker.submit(self._tidy)
 
     def _fail(self, exc: BaseException) -> None:
         """Stand still, and acknowledge nothing."""
@@ -409,26 +457,46 @@ class Driver:
 
     def _begin(self, action: do.Action) -> None:
         state, claim = self.member.durable, self.member.durable.promise
+        if isinstance(action, do.TakeSnapshot | do.ReadPoints):
+            if action in self._handing:
+                return  # who asks again, since it takes long, is given the answer that is being made
+            self._handing.append(action)
 
         def work() -> None:
             try:
                 self._work(action, state, claim)
             except BaseException as exc:  # noqa: BLE001  (the driver's thread decides)
                 self._queue.put(partial(self._did_not, action, exc))
+            finally:
+                if action in self._handing:
+                    self._handing.remove(action)
 
         self._worker.submit(work)
 
+    def _tidy(self) -> None:
+        try:
+            self.contents.tidy()
+        except (OSError, VecstoreError) as exc:
+            _LOG.warning("what was fetched could not be removed: %s", exc)
+
     def _did_not(self, action: do.Action, exc: BaseException) -> None:
-        """Go on where the member asks again by itself; what replaces contents, or must be exported, is for a human."""
+        """Go on where the member asks again by itself; what must be exported, or gone back to, is for a human."""
+        stage: Literal["room", "fetch", "contents"] = "fetch"
+        if isinstance(exc, ReplaceFailed):
+            self._engine, stage = exc.engine, "contents"
+            self._attach(exc.engine)
+            exc = exc.__cause__ or exc
+        if isinstance(exc, Exhausted) or (isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
+            stage = "room"
         text = f"{type(action).__name__.lower()} failed: {exc}"
         if isinstance(action, do.TakeSnapshot | do.ReadPoints | do.ReadArchive):
             self._alarm(text)
             if isinstance(action, do.ReadArchive):
                 self._report(ArchiveRead(action.after_lsn, ()))
-        elif isinstance(action, do.Install) and self.engine.replication_state is not None:
-            # Nothing was replaced: the standby asks again, ever more slowly.
+        elif isinstance(action, do.Install | do.Reset) and isinstance(exc, VecstoreError | OSError):
+            # The store is as it was: it asks again, ever more slowly.
             self._alarm(text)
-            self.member.is_replacing = False
+            self._take(("", NotReplaced(str(exc), stage)))
         else:
             raise Unavailable(text) from exc
 
@@ -444,13 +512,15 @@ class Driver:
                 if claim is not None:
                     self.network.send(action.to, Points(claim, action.fork_lsn, lsn, content))
             case do.ReadArchive():
-                self._report(ArchiveRead(action.after_lsn, tuple(contents.archived(action.after_lsn))))
+                records = tuple(contents.archived(action.after_lsn))
+                self.inflow.admit_archived(records)
+                self._report(ArchiveRead(action.after_lsn, records))
             case do.Verify():
                 self._report(Verified(contents.verify()))
             case do.Install():
                 self._replaced(contents.install(action.snapshot, state), Installed(action.snapshot.place.lsn))
             case do.Reset():
-                self._replaced(contents.reset(action.fork_lsn, action.points, state), WasReset())
+                self._replaced(contents.reset(action.fork, action.points, state), WasReset())
             case do.Return():
                 self._replaced(contents.back(state), Returned())
             case _:

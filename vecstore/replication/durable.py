@@ -27,6 +27,9 @@ class Slot(msgspec.Struct, frozen=True):
         At its LSN: once the log is cut, the proof of what that standby has.
     is_lost
         The log was cut beyond it.
+    had_lsn, had_chain
+        What that standby was proven to have when it asked for a snapshot, which the slot has held the log for since.
+        Should none come to be installed, it asks again, from there.
     """
 
     name: str
@@ -34,6 +37,12 @@ class Slot(msgspec.Struct, frozen=True):
     lsn: int
     chain: bytes
     is_lost: bool = False
+    had_lsn: int = 0
+    had_chain: bytes = b""
+
+    def proves(self, lsn: int, chain: bytes) -> bool:
+        """Return whether that standby is known to have had this place of the history."""
+        return (lsn, chain) in ((self.lsn, self.chain), (self.had_lsn, self.had_chain))
 
 
 class RejoinState(msgspec.Struct, frozen=True):

@@ -70,7 +70,8 @@ class Feed:
                 if why is not None and why != "too old":
                     self._refuse(sender, 0, why)
                 else:
-                    self.hold(message.slot, message.standing.store_id, self._durable())
+                    had = None if message.is_exported else _place_of(message.standing)
+                    self.hold(message.slot, message.standing.store_id, self._durable(), had)
                     self.desk.act(TakeSnapshot(sender, message.slot))
             case ChainsRequest():
                 self._chains(sender, message)
@@ -87,7 +88,7 @@ class Feed:
         known = self._slot(message.slot)
         if known is not None and known.lsn > standing.lsn:
             self.desk.alarm(f"standby {sender} is at {standing.lsn} and was durable at {known.lsn}: its disk went back")
-        place = Place(standing.lsn, standing.chain)
+        place = _place_of(standing)
         self.hold(message.slot, standing.store_id, place)
         now_s = self.desk.now_s
         stream = _Stream(
@@ -104,7 +105,7 @@ class Feed:
         if known is not None and known.store_id != standing.store_id:
             return "slot taken"
         relation = relate(self.desk.log, standing)
-        if relation is Relation.UNPROVEN and known is not None and (known.lsn, known.chain) == _place_of(standing):
+        if relation is Relation.UNPROVEN and known is not None and known.proves(*_place_of(standing)):
             relation = Relation.PREFIX
         if relation is not Relation.PREFIX:
             return _REFUSED[relation]
@@ -184,13 +185,20 @@ class Feed:
     def _slot(self, name: str) -> Slot | None:
         return next((slot for slot in self.desk.durable.slots if slot.name == name), None)
 
-    def hold(self, name: str, store_id: str, place: Place) -> None:
-        """Set a slot to a place; it, and the store as a peer, are durable before anything is said to it."""
+    def hold(self, name: str, store_id: str, place: Place, had: Place | None = None) -> None:
+        """Set a slot to a place; it, and the store as a peer, are durable before anything is said to it.
+
+        Parameters
+        ----------
+        had
+            What its standby has until it comes to that place by a snapshot.
+        """
         others = tuple(slot for slot in self.desk.durable.slots if slot.name != name)
         peers = self.desk.durable.peers
         if store_id not in peers:
             peers = (*peers, store_id)
-        self.desk.persist(slots=(*others, Slot(name, store_id, *place)), peers=peers)
+        had = had or Place(0, b"")
+        self.desk.persist(slots=(*others, Slot(name, store_id, *place, False, *had)), peers=peers)
 
     def _note_slots(self) -> None:
         """Move slots on, without a sync, and mark those beneath which the log was cut."""
@@ -199,7 +207,7 @@ class Feed:
         for slot in self.desk.durable.slots:
             place = acked.get(slot.name)
             if place is not None and place.lsn > slot.lsn:
-                slot = msgspec.structs.replace(slot, lsn=place.lsn, chain=place.chain, is_lost=False)
+                slot = Slot(slot.name, slot.store_id, *place)
             elif slot.lsn + 1 < self.desk.log.first_lsn and not slot.is_lost:
                 slot = msgspec.structs.replace(slot, is_lost=True)
                 self.desk.alarm(f"slot {slot.name} is lost: it needs {slot.lsn + 1}, the log was cut beyond it")
@@ -226,9 +234,9 @@ class Feed:
             self._refuse(sender, 0, "too old")
 
 
-def _place_of(standing: Standing) -> tuple[int, bytes]:
+def _place_of(standing: Standing) -> Place:
     """Return the place of a standing."""
-    return standing.lsn, standing.chain
+    return Place(standing.lsn, standing.chain)
 
 
 _REFUSED: dict[Relation, Why] = {

@@ -33,6 +33,7 @@ __all__ = [
     "Hello",
     "Installed",
     "Message",
+    "NotReplaced",
     "Points",
     "PointsRequest",
     "Promote",
@@ -320,6 +321,19 @@ class Exported(_Value, frozen=True):
     needs_snapshot: bool = False
 
 
+class NotReplaced(_Value, frozen=True):
+    """What was to be put in place of this store's contents was not: they are as they were, or the reset was done.
+
+    Attributes
+    ----------
+    stage
+        Where it ended: the disk has no room for it, it did not come, or it is not what can be put in place.
+    """
+
+    why: str
+    stage: Literal["room", "fetch", "contents"]
+
+
 class Returned(_Value, frozen=True):
     """The store is as it was at the checkpoint."""
 
@@ -334,4 +348,4 @@ class Verified(_Value, frozen=True):
     is_equal: bool
 
 
-Report = Synced | Installed | ArchiveRead | Checkpointed | Exported | WasReset | Returned | Verified
+Report = Synced | Installed | ArchiveRead | Checkpointed | Exported | WasReset | NotReplaced | Returned | Verified

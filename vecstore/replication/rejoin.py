@@ -23,6 +23,7 @@ from .messages import (
     Exported,
     Installed,
     Message,
+    NotReplaced,
     Points,
     PointsRequest,
     Refusal,
@@ -33,7 +34,7 @@ from .messages import (
     WasReset,
 )
 from .part import Desk, Part
-from .standby import Standby
+from .standby import DOUBLINGS_MAX, Standby
 
 __all__ = ["Aborting", "Rejoining", "begin"]
 
@@ -84,10 +85,11 @@ class Aborting(Part):
             self.desk.act(Return())
         elif isinstance(message, Returned) and rejoin is not None:
             self._end(rejoin)
-            self.desk.act(Discard())
 
     def _end(self, rejoin: RejoinState) -> None:
         self.desk.persist(role=rejoin.was, reason=rejoin.reason, rejoin=None)
+        # Also where it was only being taken: that comes to its end first.
+        self.desk.act(Discard())
         self.desk.reply(True, "this store is what it was before the rejoin")
         self.resume()
 
@@ -109,6 +111,7 @@ class Rejoining(Part):
         self.waiting: Phase = "seek"
         self.asked_s = desk.now_s
         self.ids: tuple[object, ...] = ()
+        self.failures = 0
 
     @property
     def _state(self) -> RejoinState:
@@ -159,10 +162,8 @@ class Rejoining(Part):
                 promise = self.desk.durable.promise
                 if promise is not None and promise.store_id not in (sender, self.desk.me):
                     self.redirect(promise)
-            case WasReset() | Installed() if self.waiting == "reset":
-                self._follow()
-            case WasReset() | Installed():
-                self._seek()  # another primary was promoted meanwhile
+            case WasReset() | Installed() | NotReplaced():
+                self._replaced(message)
             case _:
                 self.refuse(sender, message)
 
@@ -170,8 +171,14 @@ class Rejoining(Part):
         self.desk.reply(False, f"a rejoin is under way ({self._state.phase}): no {type(command).__name__.lower()}")
 
     def tick(self) -> None:
-        if self.desk.now_s - self.asked_s >= self.desk.timing.call_every_s and not self.desk.is_replacing:
+        if self.desk.now_s - self.asked_s >= self._patience_s() and not self.desk.is_replacing:
             self._ask()
+
+    def _patience_s(self) -> float:
+        timing = self.desk.timing
+        if not self.failures:
+            return timing.call_every_s
+        return timing.retry_s * 2.0 ** min(self.failures - 1, DOUBLINGS_MAX)
 
     def _is_promised(self, claim: Claim) -> bool:
         """Return whether a claim is the highest known, and of an epoch that this store did not write."""
@@ -185,10 +192,9 @@ class Rejoining(Part):
             lsns = self.search.ask() if self.search is not None else ()
             self.desk.send(primary, ChainsRequest(self.desk.standing(), lsns))
         elif self.waiting == "reset":
-            fork_lsn = self._state.fork_lsn
-            chain = self.desk.log.chain(fork_lsn)
-            if self._state.is_complete and not self._state.needs_snapshot and chain is not None:
-                self.desk.send(primary, PointsRequest(Place(fork_lsn, chain), self.ids))
+            fork = self._fork()
+            if self._state.is_complete and not self._state.needs_snapshot and fork is not None:
+                self.desk.send(primary, PointsRequest(fork, self.ids))
             else:
                 # What was left behind is not wholly known, or the primary's log was cut: everything is taken from it.
                 self.desk.send(primary, SnapshotRequest(self.desk.standing(), self.desk.slot, True))
@@ -196,20 +202,30 @@ class Rejoining(Part):
     # -- seek --------------------------------------------------------------------------------------------------------
 
     def _seek(self) -> None:
-        self.waiting, self.search = "seek", None
+        self.waiting, self.search, self.failures = "seek", None, 0
         self._ask()
 
     def _chains(self, message: Chains) -> None:
         log = self.desk.log
         if self.search is None:
             theirs = message.standing
-            noted = {slot.lsn: slot.chain for slot in self.desk.durable.slots if slot.lsn < log.first_lsn}
-            self.search = ForkSearch(log, self._limit(theirs.epochs, theirs.lsn), noted)
+            self.search = ForkSearch(log, self._limit(theirs.epochs, theirs.lsn), self._noted())
         self.search.take(message.chains)
         if self.search.ask():
             self._ask()
         else:
             self._found(self.search.low)
+
+    def _noted(self) -> dict[int, bytes]:
+        """Return the chains that slots have kept of what was cut from the log."""
+        first_lsn = self.desk.log.first_lsn
+        return {slot.lsn: slot.chain for slot in self.desk.durable.slots if slot.lsn < first_lsn}
+
+    def _fork(self) -> Place | None:
+        """Return the fork with its chain; None where nothing here knows that any more."""
+        lsn = self._state.fork_lsn
+        chain = self.desk.log.chain(lsn) or self._noted().get(lsn)
+        return None if chain is None else Place(lsn, chain)
 
     def _limit(self, epochs: tuple[Epoch, ...], lsn: int) -> int:
         return bound(self.desk.log.epochs, self.desk.log.tip.lsn, epochs, lsn)
@@ -249,9 +265,23 @@ class Rejoining(Part):
         self.desk.act(Export(self._state.fork_lsn, self._state.is_complete))
 
     def _reset(self, message: Points) -> None:
-        if message.fork_lsn == self._state.fork_lsn:
+        fork = self._fork()
+        if fork is not None and message.fork_lsn == fork.lsn:
             self.desk.persist(rejoin=self._state.at("reset", target_lsn=message.lsn))
-            self.desk.act(Reset(message.fork_lsn, message))
+            self.desk.act(Reset(fork, message))
+
+    def _replaced(self, message: WasReset | Installed | NotReplaced) -> None:
+        """Follow; or ask again, ever more slowly, and for all of it where the points could not be put in place."""
+        if self.waiting != "reset":
+            self._seek()  # another primary was promoted meanwhile
+            return
+        if not isinstance(message, NotReplaced):
+            self._follow()
+            return
+        self.failures += 1
+        self.asked_s = self.desk.now_s
+        if message.stage == "contents":
+            self.desk.persist(rejoin=self._state.at("reset", needs_snapshot=True))
 
     def _follow(self) -> None:
         state = self._state

@@ -22,6 +22,7 @@ from .messages import (
     Hello,
     Installed,
     Message,
+    NotReplaced,
     Promote,
     Refusal,
     Report,
@@ -35,7 +36,10 @@ from .messages import (
 from .part import Desk, Part
 from .promotion import Promotion
 
-__all__ = ["Standby"]
+__all__ = ["DOUBLINGS_MAX", "Standby"]
+
+DOUBLINGS_MAX = 6
+"""So often the pause between two attempts to be given a snapshot is doubled."""
 
 
 class Standby(Part):
@@ -49,6 +53,8 @@ class Standby(Part):
         self.tip = desk.log.tip
         self.seen_lsn = 0
         self.is_stalled = self.is_bridged = False
+        self.refusals = 0
+        self.problem = ""
         self.promotion: Promotion | None = None
         self.history: tuple[Epoch, ...] = ()
 
@@ -79,6 +85,8 @@ class Standby(Part):
                 self._synced()
             case Installed():
                 self._installed()
+            case NotReplaced():
+                self._not_replaced(message)
             case ArchiveRead():
                 self._archive(message)
             case Verified():
@@ -119,7 +127,8 @@ class Standby(Part):
         timing = self.desk.timing
         if self.status == "dialling":
             return timing.call_every_s
-        return timing.retry_s * 2.0 ** max(0, self.desk.durable.bootstraps - 1)
+        doublings = max(0, self.desk.durable.bootstraps - 1) + self.refusals
+        return timing.retry_s * 2.0 ** min(doublings, DOUBLINGS_MAX)
 
     @property
     def is_connected(self) -> bool:
@@ -166,6 +175,7 @@ class Standby(Part):
         fresh = self._fresh(message)
         if fresh is None:
             return
+        self.refusals = 0
         self.desk.persist(
             peers=_joined(self.desk.durable.peers, message.peers),
             slots=tuple(slot for slot in message.slots if slot.store_id != self.desk.me),
@@ -296,7 +306,8 @@ class Standby(Part):
         self.asked_s = self.desk.now_s
         count = self.desk.durable.bootstraps
         if count >= self.desk.timing.bootstraps_max:
-            self.stop(f"{count} bootstraps came to nothing: keep more log for slots, or give an archive")
+            last = f", the last since {self.problem}" if self.problem else ""
+            self.stop(f"{count} bootstraps came to nothing{last}: keep more log for slots, or give an archive")
             return
         self.desk.persist(bootstraps=count + 1)
         self.desk.send(self.desk.durable.primary, SnapshotRequest(self.desk.standing(), self.desk.slot, False))
@@ -306,6 +317,13 @@ class Standby(Part):
             return
         if message.claim == self.desk.durable.promise and message.place.lsn > self.tip.lsn:
             self.desk.act(Install(message))
+
+    def _not_replaced(self, message: NotReplaced) -> None:
+        """Ask again, ever more slowly. What the disk had no room for was not tried, and does not count."""
+        self.asked_s, self.problem = self.desk.now_s, message.why
+        if message.stage == "room":
+            self.refusals += 1
+            self.desk.persist(bootstraps=max(0, self.desk.durable.bootstraps - 1))
 
     def _installed(self) -> None:
         rejoin = self.desk.durable.rejoin

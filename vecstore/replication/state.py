@@ -24,6 +24,7 @@ from .messages import (
     Frame,
     Installed,
     Message,
+    NotReplaced,
     Promote,
     Rejoin,
     Report,
@@ -98,7 +99,7 @@ class Member(Desk):
         self._begin(now_s)
         if self.is_copied:
             return self.actions
-        if isinstance(message, Installed | WasReset | Returned):
+        if isinstance(message, Installed | WasReset | Returned | NotReplaced):
             self.is_replacing = False
         if sender and not self._is_believed(sender, message):
             return self.actions

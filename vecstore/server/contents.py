@@ -25,7 +25,7 @@ from ..engine.verify import verify
 from ..errors import Unavailable
 from ..record import Record
 from ..replication.coding import encode_state
-from ..replication.driver import Left
+from ..replication.driver import Left, ReplaceFailed
 from ..replication.durable import Durable
 from ..replication.log import Place
 from ..replication.messages import Points, Snapshot
@@ -94,18 +94,47 @@ class StoreContents:
         """Fetch a snapshot and put it in place of all that is here, with the durable state in it."""
         self._bring(snapshot.claim.store_id, snapshot.content)
         lineage = self._engine().lineage
-        return self._replace(lambda path: install(path, encode_state(state), lineage))
+        return self._put(lambda path: install(path, encode_state(state), lineage))
 
-    def reset(self, fork_lsn: int, points: Points, state: Durable) -> Engine:
+    def reset(self, fork: Place, points: Points, state: Durable) -> Engine:
         """Drop the log behind a fork, and set the points that it touched."""
-        file = self._bring(points.claim.store_id, points.content).points
-        return self._replace(lambda path: reset(path, fork_lsn, file, encode_state(state)))
+        incoming = self._bring(points.claim.store_id, points.content)
+        engine = self._put(lambda path: reset(path, fork.lsn, incoming.points, encode_state(state), fork.chain))
+        incoming.discard()
+        return engine
+
+    def tidy(self) -> None:
+        """Remove what was fetched and is not needed any more: this store takes its records from the stream, or none."""
+        Incoming(self._engine().directory.path).discard()
+
+    def expire(self) -> None:
+        """Let go what nobody fetches any more. Callable from any thread."""
+        with self._lock:
+            outgoing = self._outgoing
+        if outgoing is not None:
+            outgoing[1].expire()
+
+    def _put(self, offline: Callable[[str], Any]) -> Engine:
+        """Do something to the closed store; return the engine that is open then, or raise `ReplaceFailed` with it."""
+        failed: list[Exception] = []
+
+        def attempt(path: str) -> None:
+            try:
+                offline(path)
+            except Exception as exc:  # noqa: BLE001  (the store is opened again first)
+                failed.append(exc)
+
+        engine = self._replace(attempt)
+        if failed:
+            raise ReplaceFailed(engine) from failed[0]
+        return engine
 
     def _bring(self, store_id: str, content: Any) -> Incoming:
         ticket, address = Ticket.of(content), self._address(store_id)
         if not address:
             raise Unavailable(f"it is not known where store {store_id} is reached")
-        incoming = Incoming(self._engine().directory.path)
+        engine = self._engine()
+        incoming = Incoming(engine.directory.path, engine.config.disk_free_bytes_min)
         incoming.begin(ticket.id, [(file.name, file.size, file.check) for file in ticket.files])
         for name, offset in incoming.missing():
             incoming.receive(name, self._fetch(address, ticket.id, name, offset))
@@ -148,7 +177,7 @@ class StoreContents:
 
     def back(self, state: Durable) -> Engine:
         """Put what was kept in place again."""
-        return self._replace(lambda path: keep.back(path, encode_state(state)))
+        return self._put(lambda path: keep.back(path, encode_state(state)))
 
     def discard(self) -> None:
         """Keep it no longer."""

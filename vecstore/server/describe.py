@@ -61,6 +61,8 @@ def describe(driver: Driver, links: Links, trail: Trail, lag: StandbyLag, region
         "peers": list(durable.peers),
         "slots": _slots(driver, links, trail, now_s),
         "lag": msgspec.to_builtins(behind),
+        "first_lsn": driver.log.first_lsn,
+        "held_back": driver.inflow.why,
         "seen_lsn": max(lag.seen_lsn, getattr(part, "seen_lsn", 0)),
         "verified": None,
         "rejoin": None if durable.rejoin is None else msgspec.to_builtins(durable.rejoin),

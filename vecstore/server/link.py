@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ..config import MIB
 from ..replication.coding import encode
 from ..replication.lag import Position
-from ..replication.messages import Frame, Message
+from ..replication.messages import Frame, Message, Welcome
 from ..wire.v1 import replication_pb2 as pb
 
 __all__ = ["Link", "Peer"]
@@ -68,9 +68,13 @@ class Peer:
         self._bytes = 0
 
     def put(self, content: Message | bytes) -> None:
-        """Queue a message; drop it where too much waits."""
+        """Queue a message; drop it where too much waits. A welcome begins a session: frames of older ones go."""
         size = sum(record.size for record in content.records) if isinstance(content, Frame) else 256
         with self.changed:
+            if isinstance(content, Welcome):
+                # On a slow link what is new would wait behind them for so long that it were old, too.
+                kept = [waiting for waiting in self._queue if not isinstance(waiting.content, Frame)]
+                self._queue, self._bytes = deque(kept), sum(waiting.size for waiting in kept)
             if self._bytes + size > QUEUE_BYTES_MAX or len(self._queue) >= QUEUE_COUNT_MAX:
                 return
             self._queue.append(_Waiting(content, size, time.monotonic()))

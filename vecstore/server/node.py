@@ -377,6 +377,7 @@ class Node:
                     server.region,
                     self.settings.replication.advertise or self._reached_at(),
                     lambda: self._phase != "starting",
+                    self.settings.store.disk_free_bytes_min,
                 )
         database = open_store(path, device=server.device, config=options)
         assert isinstance(database, EmbeddedDatabase)

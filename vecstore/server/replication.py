@@ -198,6 +198,7 @@ class Replication:
         while not self._closing.wait(STEWARD_S):
             try:
                 self._end()
+                self.contents.expire()
                 if self._settings.replication.standby_of:
                     self._seek()
                 self._archive()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +16,10 @@ from pathlib import Path
 from ..backup.plan import Target
 from ..backup.repository import Repository
 from ..backup.restore import restore
-from ..engine.contents.incoming import INCOMING, Incoming
+from ..engine.contents.incoming import Incoming, has_room
 from ..engine.contents.install import install
-from ..errors import AlreadyExists, InvalidArgument, NotPrimary, VecstoreError
+from ..engine.kept import INCOMING
+from ..errors import AlreadyExists, Exhausted, InvalidArgument, NotPrimary, VecstoreError
 from ..replication.coding import decode_claim, encode_state
 from ..replication.durable import Durable
 from ..storage.directory import begin, is_store
@@ -30,10 +32,17 @@ from .settings import ReplicationSettings
 __all__ = ["bootstrap"]
 
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 15.0
+FULL_S_MAX = 600.0
+"""A disk without room is looked at again and again for so long; then the primary is asked how much it is by now."""
 
 
 def bootstrap(
-    path: str, settings: ReplicationSettings, region: str, address: str, stopping: Callable[[], bool] = lambda: False
+    path: str,
+    settings: ReplicationSettings,
+    region: str,
+    address: str,
+    stopping: Callable[[], bool] = lambda: False,
+    free_bytes_min: int = 0,
 ) -> None:
     """Fill a new or empty folder from the primary that the settings name; wait for it as long as it takes.
 
@@ -43,6 +52,8 @@ def bootstrap(
         Where this server is reached.
     stopping
         Says whether to give up.
+    free_bytes_min
+        So much of the disk stays free: what would not fit is not begun, and waited with until there is room.
 
     Raises
     ------
@@ -60,15 +71,30 @@ def bootstrap(
     asked, wait_s, pause = settings.standby_of, RETRY_S_MIN, threading.Event()
     while not stopping():
         try:
-            _fetch(path, store_id, asked, settings, region, address)
+            _fetch(path, store_id, asked, settings, region, address, free_bytes_min)
             return
         except (InvalidArgument, AlreadyExists):
             raise
+        except Exhausted as exc:
+            log.logger().warning("alarm", text=f"bootstrap: {exc}")
+            _await_room(path, exc, stopping)
+            continue
         except VecstoreError as exc:
             log.logger().warning("bootstrap is tried again", primary=asked, why=str(exc), after_s=wait_s)
             asked = exc.primary if isinstance(exc, NotPrimary) and exc.primary else settings.standby_of
         pause.wait(wait_s)
         wait_s = min(RETRY_S_MAX, 2 * wait_s)
+
+
+def _await_room(path: str, refusal: Exhausted, stopping: Callable[[], bool]) -> None:
+    """Wait until there is room on the disk, without asking the primary: each time it would take a snapshot."""
+    needed, floor = int(refusal.details.get("needed", 0)), int(refusal.details.get("floor", 0))
+    pause, start_s = threading.Event(), time.monotonic()
+    pause.wait(RETRY_S_MIN)
+    while not stopping() and time.monotonic() - start_s < FULL_S_MAX:
+        if needed and has_room(path, needed, floor):
+            return
+        pause.wait(RETRY_S_MIN)
 
 
 def _restore(path: str, settings: ReplicationSettings) -> None:
@@ -88,13 +114,21 @@ def _restore(path: str, settings: ReplicationSettings) -> None:
     logger.info("bootstrapped", repository=settings.bootstrap_from, lsn=found.lsn)
 
 
-def _fetch(path: str, store_id: str, primary: str, settings: ReplicationSettings, region: str, address: str) -> None:
+def _fetch(
+    path: str,
+    store_id: str,
+    primary: str,
+    settings: ReplicationSettings,
+    region: str,
+    address: str,
+    free_bytes_min: int,
+) -> None:
     reach, logger = Reach(settings), log.logger()
     request = pb.JoinRequest(store_id=store_id, slot=settings.slot or store_id, region=region, address=address)
     ticket = reach.join(primary, request)
     size = sum(file.size for file in ticket.files)
     logger.info("bootstrapping", primary=primary, lsn=ticket.lsn, bytes=size, files=len(ticket.files))
-    incoming = Incoming(path)
+    incoming = Incoming(path, free_bytes_min)
     incoming.begin(ticket.id, [(file.name, file.size, file.check) for file in ticket.files])
     for name, offset in incoming.missing():
         incoming.receive(name, reach.fetch(primary, ticket.id, name, offset))

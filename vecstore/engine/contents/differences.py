@@ -21,7 +21,8 @@ from ...storage.base import Family
 from ...storage.catalog import Tip
 from ...storage.rocks import RocksStore, open_store
 from ...storage.swap import sync_folder
-from .diverged import DIFFERENCES, DIVERGED, Summary, exports
+from ..kept import DIVERGED
+from .diverged import DIFFERENCES, Summary, exports
 
 __all__ = ["note_differences"]
 

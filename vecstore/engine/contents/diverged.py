@@ -27,14 +27,13 @@ from ... import request
 from ...api import Collection, Database
 from ...errors import Damaged, NotFound
 from ...storage.catalog import Definition
+from ..kept import DIVERGED
 
 __all__ = ["DIVERGED", "LeftBehind", "Summary", "differing", "exports", "read_export", "replay", "rows"]
 
-DIVERGED = "diverged"
 SUMMARY = "summary.json"
 RECORDS = "records.jsonl"
 DIFFERENCES = "differences.jsonl"
-DRAFT = ".draft-"
 _ROWS = 2_000
 _LIVE_POINTS = 500
 

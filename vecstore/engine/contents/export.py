@@ -21,8 +21,9 @@ from ...storage.catalog import Definition, Tip
 from ...storage.fold import decode_change
 from ...storage.swap import sync_folder, sync_tree
 from ..engine import Engine
+from ..kept import DIVERGED, DRAFT
 from ..recovery import LogReader
-from .diverged import DIVERGED, DRAFT, RECORDS, SUMMARY, LeftBehind, Summary, exports
+from .diverged import RECORDS, SUMMARY, LeftBehind, Summary, exports
 
 __all__ = ["TOUCHED_POINTS_MAX", "Left", "export"]
 

@@ -8,6 +8,7 @@ contents are begun, the files that both have stay. Nothing is put in place here:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,15 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ...backup.transfer import check_file
-from ...errors import Damaged, InvalidArgument
+from ...errors import Damaged, Exhausted, InvalidArgument
 from ...storage.swap import sync_folder
+from ..engine import disk_free_bytes
+from ..kept import INCOMING
 from .manifest import MANIFEST
 from .points import POINTS
 
-__all__ = ["INCOMING", "Incoming"]
+__all__ = ["Incoming", "has_room"]
 
-INCOMING = "incoming"
 _TICKET = "ticket.json"
 _PART = ".part"
 
@@ -43,10 +45,16 @@ class Incoming:
     ----------
     folder
         Where they are.
+
+    Parameters
+    ----------
+    free_bytes_min
+        So much of the file system stays free: a transfer that would leave less is refused before it begins.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, free_bytes_min: int = 0) -> None:
         self.folder = os.path.join(os.path.abspath(path), INCOMING)
+        self._free_bytes_min = free_bytes_min
         self._files: dict[str, _File] = {}
 
     def begin(self, id: str, files: Sequence[_File]) -> None:
@@ -56,6 +64,8 @@ class Incoming:
         ------
         InvalidArgument
             A name leads elsewhere.
+        Exhausted
+            The disk has no room for what is still to come. What came before and is of it stays.
         """
         for name, _, _ in files:
             _check_name(name)
@@ -72,6 +82,12 @@ class Incoming:
             sync_folder(os.path.join(self.folder, part))
         self._write_ticket(_Ticket(id, list(files)))
         sync_folder(os.path.dirname(self.folder))
+        if not has_room(self.folder, self.lacking_bytes(), self._free_bytes_min):
+            raise _full(self.folder, self.lacking_bytes(), self._free_bytes_min)
+
+    def lacking_bytes(self) -> int:
+        """Return how many bytes are still to come."""
+        return sum(self._files[name][1] - have for name, have in self.missing())
 
     def missing(self) -> list[tuple[str, int]]:
         """Return the files that are not here yet, each with how many of its bytes are."""
@@ -85,16 +101,23 @@ class Incoming:
         ------
         Damaged
             It is not the file that was named. It begins anew.
+        Exhausted
+            The disk is full: something else has filled it meanwhile. What came stays.
         """
         _, size, check = self._files[name]
         path = self._path(name)
-        with open(path + _PART, "ab") as file:
-            for piece in pieces:
-                file.write(piece)
-                if file.tell() > size:
-                    break
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(path + _PART, "ab") as file:
+                for piece in pieces:
+                    file.write(piece)
+                    if file.tell() > size:
+                        break
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise _full(self.folder, self.lacking_bytes(), self._free_bytes_min) from exc
         got = os.path.getsize(path + _PART)
         if got < size:
             raise Damaged(f"{got} of {size} bytes of {name} came", hint="ask for the rest")
@@ -145,6 +168,21 @@ class Incoming:
             os.fsync(file.fileno())
         os.rename(path + ".new", path)
         sync_folder(self.folder)
+
+
+def has_room(folder: str, needed_bytes: int, free_bytes_min: int) -> bool:
+    """Return whether a folder's file system would still have as much free as it must, once so many bytes came."""
+    return not needed_bytes or disk_free_bytes(folder) - needed_bytes >= free_bytes_min
+
+
+def _full(folder: str, needed_bytes: int, free_bytes_min: int) -> Exhausted:
+    free = disk_free_bytes(folder)
+    return Exhausted(
+        f"disk: {needed_bytes} bytes are to be fetched, and {max(0, free - free_bytes_min)} may be: "
+        f"of {free} that are free, {free_bytes_min} stay free",
+        hint="free space on it, or give the store a larger disk; disk_free_bytes_min is what stays free",
+        details={"limit": "disk_free_bytes_min", "needed": needed_bytes, "free": free, "floor": free_bytes_min},
+    )
 
 
 def _check_name(name: str) -> None:

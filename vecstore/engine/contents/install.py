@@ -10,8 +10,9 @@ import os
 from ...errors import Damaged, InvalidArgument
 from ...storage.directory import StoreDirectory, begin, complete, is_store
 from ...storage.swap import swap
+from ..kept import INCOMING
 from .differences import note_differences
-from .incoming import INCOMING, Incoming
+from .incoming import Incoming
 from .manifest import Manifest, read_manifest
 from .prepared import check_lineage, prepare
 

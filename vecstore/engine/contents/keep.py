@@ -13,13 +13,13 @@ from ...errors import InvalidArgument
 from ...storage.directory import StoreDirectory
 from ...storage.swap import swap, sync_folder, sync_tree
 from ..engine import Engine
+from ..kept import BEFORE
 from ..snapshot import stand_still
 from .manifest import Manifest, read_manifest, write_manifest
 from .prepared import prepare
 
 __all__ = ["BEFORE", "back", "checkpoint", "discard"]
 
-BEFORE = "before"
 _DRAFT = "before.new"
 _GONE = "before.gone"
 

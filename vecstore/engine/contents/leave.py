@@ -14,11 +14,10 @@ from ...errors import InvalidArgument
 from ...storage.swap import PREPARED, swap, sync_tree
 from ..clone import Clone, take_clone
 from ..engine import Engine
+from ..kept import LEAVING
 from .install import held
 
 __all__ = ["leave_lineage"]
-
-_DRAFT = "leaving"
 
 
 def leave_lineage(path: str) -> Clone:
@@ -34,7 +33,7 @@ def leave_lineage(path: str) -> Clone:
         path = engine.directory.path
         if not engine.is_copied:
             raise InvalidArgument(f"path: {path} is not a copy: it is the store that it says it is")
-        draft = os.path.join(path, _DRAFT)
+        draft = os.path.join(path, LEAVING)
         shutil.rmtree(draft, ignore_errors=True)
         made = take_clone(engine, draft)
     finally:

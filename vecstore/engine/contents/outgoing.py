@@ -18,11 +18,12 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ...backup.transfer import check_files
-from ...errors import InvalidArgument, NotFound, NotPrimary
+from ...errors import InvalidArgument, NotFound, NotPrimary, Overloaded
 from ...record import point_key
 from ...storage.base import Family
 from ...storage.catalog import Tip
-from ..engine import OUTGOING, Engine
+from ..engine import Engine
+from ..kept import OUTGOING
 from ..snapshot import stand_still
 from .manifest import MANIFEST, Manifest, write_manifest
 from .points import POINTS, encode_point
@@ -30,6 +31,10 @@ from .points import POINTS, encode_point
 __all__ = ["EXPIRY_S", "Outgoing", "Taken"]
 
 EXPIRY_S = 900.0
+KEPT_MAX = 8
+"""Of what is handed out at a time: each holds files that the store may no longer have."""
+BUSY_S = 60.0
+"""What was read from so lately is being fetched."""
 _READ_POINTS = 512
 
 
@@ -56,11 +61,13 @@ class Outgoing:
     Parameters
     ----------
     expiry_s
-        What nobody has read from for so long is let go, when something else is taken.
+        What nobody has read from for so long is let go, when something else is taken or `expire` is called.
+    kept_max
+        So much is kept at a time; beyond, what was not read from for longest is let go, unless it is being fetched.
     """
 
-    def __init__(self, engine: Engine, expiry_s: float = EXPIRY_S) -> None:
-        self._engine, self._expiry_s = engine, expiry_s
+    def __init__(self, engine: Engine, expiry_s: float = EXPIRY_S, kept_max: int = KEPT_MAX) -> None:
+        self._engine, self._expiry_s, self._kept_max = engine, expiry_s, kept_max
         self._root = os.path.join(engine.directory.path, OUTGOING)
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
@@ -72,10 +79,12 @@ class Outgoing:
         ------
         NotPrimary
             The store is open read-only.
+        Overloaded
+            So much is being fetched already that no more is kept.
         """
         if self._engine.checkpointer is None:
             raise NotPrimary("the store is open read-only", hint="let its server do it")
-        self.expire()
+        self._make_room()
         name, folder = self._new()
         try:
             os.makedirs(os.path.join(folder, "index"))
@@ -93,8 +102,13 @@ class Outgoing:
 
         Each is as it was at some LSN since the call began, writers are not held up: whoever sets these points and then
         applies the records up to the LSN that is returned, has them as they were at that.
+
+        Raises
+        ------
+        Overloaded
+            So much is being fetched already that no more is kept.
         """
-        self.expire()
+        self._make_room()
         name, folder = self._new()
         try:
             os.makedirs(folder)
@@ -109,6 +123,23 @@ class Outgoing:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _make_room(self) -> None:
+        """Let go what is old, and then, where still too much is kept, what was not read from for longest."""
+        self.expire()
+        with self._lock:
+            oldest = sorted(self._kept, key=lambda id: self._kept[id].used_s)
+            over = oldest[: max(0, len(oldest) - self._kept_max + 1)]
+            busy = [id for id in over if time.monotonic() - self._kept[id].used_s < min(BUSY_S, self._expiry_s)]
+        if busy:
+            raise Overloaded(
+                f"{len(oldest)} contents of this store are being fetched, {self._kept_max} may be",
+                hint="let those that fetch come to an end",
+                retry_after_s=BUSY_S,
+                details={"kept": len(oldest), "kept_max": self._kept_max},
+            )
+        for id in over:
+            self.release(id)
 
     def _durable_tip(self) -> Tip:
         if self._engine.committer is not None:
