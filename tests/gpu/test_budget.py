@@ -29,11 +29,38 @@ def test_a_need_holds_at_least_what_the_index_is_made_of(kind: str, metric: Metr
 
 @given(rows=st.integers(1_000_000, 50_000_000), dim=st.integers(64, 2_048))
 def test_a_need_is_near_what_the_index_is_made_of(rows: int, dim: int) -> None:
-    """From a million rows on, lists and tables take less than a tenth of the codes, or a fifth of short ones."""
-    _, pieces, _ = layout("ivf_pq", rows, dim)
+    """From a million rows on, lists and tables take less than a tenth of the codes, or a fifth of short ones.
+
+    Lists longer than half a page leave half a page empty each.
+    """
+    lists, pieces, _ = layout("ivf_pq", rows, dim)
+
+    def pages(codes: int) -> int:
+        return lists * budget.PAGE_BYTES // 2 if codes > 0.8 * lists * budget.PAGE_BYTES // 2 else 0
+
+    wide, short = (2 * dim + 8) * rows, (pieces + 8) * rows
     assert need("flat", rows, dim).serve <= 1.1 * 2 * dim * rows
-    assert need("ivf_sq", rows, dim).serve <= 1.2 * (2 * dim + 8) * rows
-    assert need("ivf_pq", rows, dim).serve <= 1.2 * (pieces + 8) * rows + 16 * 2_048 * dim + 4_096 * dim
+    assert need("ivf_sq", rows, dim).serve <= 1.2 * wide + pages(wide)
+    assert need("ivf_pq", rows, dim).serve <= 1.2 * short + pages(short) + 16 * 2_048 * dim + 4_096 * dim
+
+
+def test_lists_of_more_than_half_a_page_have_their_own_pages() -> None:
+    """The step is where a list outgrows half a page of 2 MiB, and is half a page for each list."""
+    lists, _, _ = layout("ivf_sq", 4_000_000, 128)
+    rows = lists * (budget.PAGE_BYTES // 2) // (2 * 128 + 8)
+    below, above = need("ivf_sq", rows * 9 // 10, 128), need("ivf_sq", rows * 11 // 10, 128)
+    assert layout("ivf_sq", rows * 9 // 10, 128) == layout("ivf_sq", rows * 11 // 10, 128)
+    assert above.serve - below.serve > lists * budget.PAGE_BYTES // 2 > 0.15 * rows * (2 * 128 + 8)
+    assert below.serve < 1.1 * 0.9 * rows * (2 * 128 + 8)
+
+
+@pytest.mark.parametrize("item", [2, 4])
+@pytest.mark.parametrize("dim", [1, 32, 33, 4_096])
+def test_tiles_are_as_faiss_makes_them(dim: int, item: int) -> None:
+    """A gibibyte is shared by two tiles of the given type's numbers, in 512 queries, or 1,024 of few dimensions."""
+    queries, columns = budget.tile_of(item, dim)
+    assert queries == (1_024 if dim <= 32 else 512)
+    assert queries * columns * 2 * item == 1 << 30
 
 
 @given(**SIZES)

@@ -3,40 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from vecstore.index.kernels import SOURCE
-
-COMPILER = shutil.which("g++") or shutil.which("clang++")
-ONE_THREAD = r"""
-#define LANES 1
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __shared__ static
-#define __restrict__
-#include <cstring>
-struct Dim { int x; };
-static Dim threadIdx{0}, blockIdx{0}, blockDim{1};
-inline void __syncthreads() {}
-inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
-inline float __shfl_down_sync(unsigned, float v, int) { return v; }
-template <class T> T atomicAdd(T* p, T v) { T old = *p; *p += v; return old; }
-"""
-RUN = r"""
-extern "C" void all_nearest(int rows, const float* s, long long n, int k, int sign, float* b, long long* c) {
-    for (int i = 0; i < rows; i++) { blockIdx.x = i; nearest(s, n, k, sign, b, c); }
-}
-extern "C" void all_rescore(const float* v, const float* q, long long pairs, int each, int dim, int l2, float* out) {
-    for (long long i = 0; i < pairs; i++) { blockIdx.x = (int)i; rescore(v, q, pairs, each, dim, l2, out); }
-}
-"""
+from .pretend import COMPILER, compiled
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +16,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The kernels as a library of the CPU's."""
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    folder: Path = tmp_path_factory.mktemp("kernels")
-    (folder / "kernels.cpp").write_text(ONE_THREAD + SOURCE + RUN)
-    made = folder / "kernels.so"
-    subprocess.run([COMPILER, "-O1", "-w", "-shared", "-fPIC", "-o", made, folder / "kernels.cpp"], check=True)
-    return ctypes.CDLL(str(made))
+    return compiled(tmp_path_factory.mktemp("kernels"))
 
 
 def pointer(array: Any) -> ctypes.c_void_p:

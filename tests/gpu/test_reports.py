@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +14,8 @@ from click.testing import CliRunner
 from vecstore.cli.main import cli
 from vecstore.index import device
 from vecstore.index.budget import need
+from vecstore.index.channel import WorkerOptions
+from vecstore.index.handle import Device
 from vecstore.index.telemetry import Telemetry
 from vecstore.server.device_metrics import DEVICE_FAMILIES, of_devices
 
@@ -86,3 +90,86 @@ def test_the_visible_devices_are_those_of_cuda(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device.found() == []
     assert device.described() == "no GPU can be seen: searches run on the CPU"
+
+
+def test_devices_are_found_where_the_drivers_folder_is_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A sandbox without /proc/driver shows the devices' files; those that are no GPUs do not count."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(device, "_PROC", tmp_path / "none")
+    monkeypatch.setattr(device, "_DEV", tmp_path)
+    assert device.found() == []
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-caps"):
+        (tmp_path / name).touch()
+    assert device.found() == ["0", "1"]
+
+
+@pytest.mark.parametrize(("given", "order"), [(None, "PCI_BUS_ID"), ("2,3", None)])
+def test_a_worker_counts_gpus_as_nvml_does(
+    given: str | None, order: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that nobody gave are the driver's; what a user gave keeps its meaning."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    seen: list[dict[str, str]] = []
+
+    def started(*_: Any, env: dict[str, str], **__: Any) -> None:
+        seen.append(env)
+        raise OSError("not here")
+
+    monkeypatch.setattr("vecstore.index.handle.subprocess.Popen", started)
+    with pytest.raises(OSError, match="not here"):
+        Device("3", WorkerOptions(device="3"), lambda: None)._begun()
+    assert seen[0]["CUDA_VISIBLE_DEVICES"] == "3"
+    assert seen[0].get("CUDA_DEVICE_ORDER") == order
+
+
+def test_a_device_that_nvml_does_not_know_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML takes no abbreviated UUID; of others it goes on telling, without what they cannot tell (MIG)."""
+    monkeypatch.setitem(sys.modules, "pynvml", cast(Any, _Nvml))
+    told = Telemetry(["GPU-5b", "0"]).read()
+    assert told == {"0": {"memory_used_bytes": 3.0, "memory_total_bytes": 5.0, "power_w": 0.07}}
+
+
+class _Nvml:
+    """NVML with one device, of which it tells memory and power."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        """Whatever it does not know."""
+
+    @staticmethod
+    def nvmlInit() -> None:  # noqa: N802  (NVML's names)
+        """Begin."""
+
+    @staticmethod
+    def nvmlDeviceGetHandleByIndex(number: int) -> int:  # noqa: N802
+        """Return a device."""
+        return number
+
+    @classmethod
+    def nvmlDeviceGetHandleByUUID(cls, name: bytes) -> int:  # noqa: N802
+        """Return no device."""
+        raise cls.NVMLError(name)
+
+    @staticmethod
+    def nvmlDeviceGetMemoryInfo(_: int) -> Any:  # noqa: N802
+        """Return its memory."""
+        return SimpleNamespace(used=3, total=5)
+
+    @staticmethod
+    def nvmlDeviceGetPowerUsage(_: int) -> int:  # noqa: N802
+        """Return milliwatts."""
+        return 70
+
+    @classmethod
+    def nvmlDeviceGetUtilizationRates(cls, _: int) -> Any:  # noqa: N802
+        """Tell nothing."""
+        raise cls.NVMLError
+
+    @classmethod
+    def nvmlDeviceGetTemperature(cls, *_: int) -> Any:  # noqa: N802
+        """Tell nothing."""
+        raise cls.NVMLError

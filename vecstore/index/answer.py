@@ -9,6 +9,7 @@ Not here: processes, pipes (`worker`), and how hard to search (the engine's curv
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ..values import Metric
 from . import overfetch
 from .backend import Backend, Built, Find, Mask
 from .base import Floats, Rows
-from .bounds import HALF_RANGE, left_out
+from .bounds import HALF_RANGE, TABLE_RANGE, left_out
 from .budget import NoRoom, queries_max
 from .source import Source
 
@@ -138,17 +139,21 @@ def answered(
         raise Unable("exact")
     if candidates > limit:
         raise Unable("k")
-    if built.is_coarse or (
-        built.choice.kind == "flat"
-        and source.metric != "cosine"
-        and float(np.abs(queries).max(initial=0)) * built.scale > HALF_RANGE
-    ):
+    if built.is_coarse or (source.metric != "cosine" and _is_beyond(built, queries)):
         raise Unable("range")
     if mask is None or built.choice.kind in backend.obedient:
         scores, places = asking.found(queries, candidates, mask)
         complete = candidates >= count
         return asking.finished(queries, places, None if complete else scores[:, -1])
     return asking.overfetched(mask, count, candidates, limit)
+
+
+def _is_beyond(built: Built, queries: Floats) -> bool:
+    """Return whether float16 does not hold a query, or what an index computes of it."""
+    if built.choice.kind == "ivf_pq":
+        longest = np.einsum("ij,ij->i", queries, queries, dtype=np.float64).max(initial=0.0)
+        return bool(math.sqrt(longest) * built.scale > TABLE_RANGE)
+    return bool(np.abs(queries).max(initial=0) * built.scale > HALF_RANGE)
 
 
 class _Asking:

@@ -38,7 +38,7 @@ class Built:
     rows, row_length
         Rows in it, and the length of the longest.
     scale
-        By which its rows were multiplied, for float16's sake; 1 unless it is flat.
+        By which its rows were multiplied, for float16's sake: a power of two.
     data
         The backend's own.
     is_coarse

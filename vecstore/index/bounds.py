@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..values import Metric
 
-__all__ = ["HALF_FLOOR", "HALF_RANGE", "HALF_TOP", "left_out", "scale_of"]
+__all__ = ["HALF_FLOOR", "HALF_RANGE", "HALF_TOP", "TABLE_RANGE", "TABLE_TOP", "left_out", "scale_of"]
 
 Floats = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
@@ -32,14 +32,18 @@ HALF_FLOOR = 2.0**-8
 """A row whose largest component lies below, in the segment's scale, has lost bits that searches may need."""
 HALF_RANGE = 60_000.0
 """A query with a larger component, in the segment's scale, has no float16 form."""
+TABLE_TOP = 16.0
+"""Where the longest row of product codes comes to lie: tables of their distances are float16 where there are many."""
+TABLE_RANGE = 200.0
+"""A longer query, in the scale of product codes, could have distances beyond float16's end: (200 + 2 x 16)^2 is not."""
 _HALF, _TINY, _SINGLE = 2.0**-10, 2.0**-23, 2.0**-22
 
 
-def scale_of(largest: float) -> float:
-    """Return the power of two by which rows are multiplied, given their largest component's size."""
+def scale_of(largest: float, top: float = HALF_TOP) -> float:
+    """Return the power of two by which rows are multiplied, so that what is largest of them comes near the top."""
     if not 0.0 < largest < math.inf:
         return 1.0
-    return math.ldexp(1.0, max(-60, min(60, int(math.log2(HALF_TOP)) - math.frexp(largest)[1])))
+    return math.ldexp(1.0, max(-60, min(60, int(math.log2(top)) - math.frexp(largest)[1])))
 
 
 def left_out(

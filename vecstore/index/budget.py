@@ -31,6 +31,7 @@ __all__ = [
     "layout",
     "need",
     "queries_max",
+    "tile_of",
 ]
 
 KINDS = ("flat", "ivf_sq", "ivf_pq", "cagra")
@@ -47,6 +48,8 @@ LIST_BYTES = 1_024
 """Two allocations a list, rounded up, with what points to them."""
 WARP_ROWS = 32
 """Lists of scalar codes are laid out in groups of so many rows; the last group of a list is filled up."""
+PAGE_BYTES = 2 << 20
+"""The driver gives out memory in pages of so much: a larger allocation has its pages alone, small ones share them."""
 GRAPH_DEGREE = 64
 GRAPH_DEGREE_BUILD = 128
 PQ_PIECES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
@@ -147,6 +150,9 @@ def need(kind: str, rows: int, dim: int, metric: Metric = "l2") -> Need:
     else:
         codes = rows * (pieces + 8) + lists * (WARP_ROWS * pieces + LIST_BYTES)
         tables = 3 * 256 * 4 * width
+    # A list of more than half a page has pages of its own, the last one half empty on average.
+    if codes >= lists * PAGE_BYTES // 2:
+        codes += lists * PAGE_BYTES // 2
     serve = codes + centroids + tables
     sample = min(rows, TRAIN_ROWS_PER_LIST * lists)
     train = sample * (4 * width + 16) + 2 * centroids + tables
@@ -198,6 +204,16 @@ def queries_max(scratch_bytes: int, dim: int, candidates: int) -> int:
     """
     each = 6 * dim + 24 * candidates + 64
     return max(1, scratch_bytes // 4 // each)
+
+
+def tile_of(item_bytes: int, dim: int) -> tuple[int, int]:
+    """Return queries and rows of the tiles in which FAISS compares all with all, whatever its scratch.
+
+    It holds two tiles of float32 scores at once; what its scratch has no room for it allocates in every call. From
+    `chooseTileSize` in its GPU sources, for devices of more than 8 GiB, where tiles are largest.
+    """
+    queries = 1_024 if dim <= 32 else 512
+    return queries, (1 << 30) // (2 * item_bytes) // queries
 
 
 class Ledger:

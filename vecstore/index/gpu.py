@@ -5,7 +5,12 @@ other, and one ledger, to which every allocation is admitted before it is made. 
 any other CUDA error aborts the process, or ends it through an exception that nobody catches: the engine starts another.
 
 Flat rows are an array of CuPy's, compared by FAISS's brute force: `GpuIndexFlat` would copy all of them with each block
-that is added.
+that is added. It is handed no more rows and queries at once than its scratch has room for; what it takes beyond, in a
+search that looks at very many lists, it allocates itself, and gives back.
+
+cuVS, where the wheel has it, makes graphs alone. Lists are FAISS's own in every wheel: it hands cuVS no lists of
+float16 rows, whatever the configuration asks for, and ignores their selections then; and cuVS's lists of product codes
+grow by powers of two and never shrink, so that no formula is near them.
 """
 
 from __future__ import annotations
@@ -23,9 +28,9 @@ from ..errors import EngineMissing
 from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
-from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, TRAIN_ITERATIONS, Choice, Ledger, NoRoom
+from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, TRAIN_ITERATIONS, Choice, Ledger, NoRoom, tile_of
 from .channel import WorkerOptions
-from .host import padded, training_rows
+from .host import padded, training_rows, unscaled
 from .kernels import SOURCE, THREADS
 from .source import Source, extremes
 
@@ -41,10 +46,10 @@ _PINNED_BYTES = 64 << 20
 _STAGE_BYTES = 16 << 20
 _SHARE = 0.9
 """Of the memory that is free when the worker starts; the rest is for what others do on the device."""
-_WIDTH_LISTS, _WIDTH_CUVS = 2_048, 16_384
-_CUVS_KINDS = frozenset(("ivf_sq", "ivf_pq", "cagra"))
+_WIDTH = 2_048
+"""Candidates that FAISS's kernels select at most, and lists that they look at; they abort the process beyond."""
 _FULL = ("alloc fail", "out of memory", "memory allocation error", "bad_alloc", "cudaHostAlloc")
-"""Words in FAISS's messages of an allocation that failed."""
+"""Words in FAISS's messages of an allocation that failed; others of its allocations are Python's `MemoryError`."""
 
 
 class CudaBackend:
@@ -67,6 +72,7 @@ class CudaBackend:
         self._resources.setTempMemory(options.scratch_bytes)
         self._resources.setPinnedMemory(_PINNED_BYTES)
         self._resources.setDefaultStream(0, faiss.cast_integer_to_cudastream_t(self._stream.ptr))
+        self._scratch_bytes = options.scratch_bytes
         module = cupy.RawModule(code=SOURCE, options=("-std=c++14",))
         self._nearest, self._rescore = module.get_function("nearest"), module.get_function("rescore")
         self._pool = cupy.get_default_memory_pool()
@@ -80,8 +86,8 @@ class CudaBackend:
         self._pool.set_limit(size=budget + options.scratch_bytes)
         properties = cupy.cuda.runtime.getDeviceProperties(0)
         self.name = properties["name"].decode()
-        self.candidates_max = _WIDTH_CUVS if self._has_cuvs else _WIDTH_LISTS
-        self.obedient = _CUVS_KINDS if self._has_cuvs else frozenset()
+        self.candidates_max = _WIDTH
+        self.obedient = frozenset(("cagra",)) if self._has_cuvs else frozenset()
         self.versions = {
             "faiss": str(faiss.__version__) + (" cuVS" if self._has_cuvs else ""),
             "cupy": str(cupy.__version__),
@@ -118,21 +124,22 @@ class CudaBackend:
         return made
 
     def _built(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
-        longest, scale, is_coarse = yield from extremes(source, BLOCK_ROWS)
+        found = yield from extremes(source, BLOCK_ROWS)
+        scale = found.scale_for(choice.kind)
         if choice.kind == "flat":
             data = yield from self._flat(source, scale)
-            return Built(choice, source.rows, longest, scale, data, is_coarse)
+            return Built(choice, source.rows, found.longest, scale, data, found.is_coarse)
         if choice.kind == "cagra":
-            return Built(choice, source.rows, longest, 1.0, self._graph(source))
+            return Built(choice, source.rows, found.longest, scale, self._graph(source))
         index = self._lists(source.metric, choice)
-        index.train(training_rows(source, choice, seed))
+        index.train(training_rows(source, choice, seed) * np.float32(scale))
         yield
         for block in source.blocks(BLOCK_ROWS):
             self.ledger.reserve("page", 0)
-            index.add(padded(block, choice.width))
+            index.add(padded(block, choice.width) * np.float32(scale))
             yield
         index.reclaimMemory()
-        return Built(choice, source.rows, longest, 1.0, (source.metric, index))
+        return Built(choice, source.rows, found.longest, scale, (source.metric, index), found.is_coarse)
 
     def _flat(self, source: Source, scale: float) -> Generator[None, None, tuple[Metric, Any, Any]]:
         """Upload rows as float16, times a scale; with their squared lengths under l2."""
@@ -173,7 +180,7 @@ class CudaBackend:
 
     def _configured(self, config: Any) -> Any:
         config.device = 0
-        config.use_cuvs = self._has_cuvs
+        config.use_cuvs = isinstance(config, getattr(faiss, "GpuIndexCagraConfig", ()))
         return config
 
     def _graph(self, source: Source) -> tuple[Metric, Any]:
@@ -198,12 +205,12 @@ class CudaBackend:
                 scaled = (self._stage.uploaded(queries) * np.float32(built.scale)).astype(cupy.float16)
                 scores, rows = self._compared(metric, halves, scaled, min(find.candidates, built.rows), squares)
                 return self._fetched(scores / np.float32(built.scale**2)), self._fetched(rows)
-            metric, index = built.data
-            return self._searched(metric, index, built.choice, queries, find, mask)
+            return self._searched(built, queries, find, mask)
 
-    def _searched(
-        self, metric: Metric, index: Any, choice: Choice, queries: Floats, find: Find, mask: Mask | None
-    ) -> tuple[Floats, Rows]:
+    def _searched(self, built: Built, queries: Floats, find: Find, mask: Mask | None) -> tuple[Floats, Rows]:
+        choice, scale = built.choice, np.float32(built.scale)
+        metric, index = built.data
+        assert find.candidates <= self.candidates_max, "more candidates than the device gives"
         bits = None if mask is None else np.packbits(mask, bitorder="little")
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
         if choice.kind == "cagra":
@@ -213,11 +220,10 @@ class CudaBackend:
         else:
             probes = min(find.probes or choice.lists, choice.lists, self.candidates_max)
             parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
-        scores, rows = index.search(padded(queries, choice.width), find.candidates, params=parameters)
+        scores, rows = index.search(padded(queries, choice.width) * scale, find.candidates, params=parameters)
         # Graphs say "no row" by the largest number that they have.
-        rows = np.where((rows < 0) | (rows >= index.ntotal), -1, rows)
-        worst = np.float32(np.inf if metric == "l2" else -np.inf)
-        return np.where(rows < 0, worst, scores).astype(np.float32), rows.astype(np.int64)
+        rows = np.where((rows < 0) | (rows >= index.ntotal), -1, rows).astype(np.int64)
+        return unscaled(metric, scores, rows, built.scale), rows
 
     def block(self, metric: Metric, vectors: Floats, name: str) -> Any:
         """Upload vectors as they are."""
@@ -267,19 +273,17 @@ class CudaBackend:
     def _compared(self, metric: Metric, rows: Any, queries: Any, k: int, squares: Any = None) -> tuple[Any, Any]:
         """Compare queries with all rows, both of one type, on the device: the k nearest, nearest first."""
         count = len(queries)
-        if k <= _WIDTH_LISTS:
-            scores, found = cupy.empty((count, k), cupy.float32), cupy.empty((count, k), cupy.int64)
-            self._brute_force(metric, rows, queries, k, scores, found, squares)
-            return scores, found
-        # More than FAISS selects: all distances of a part of the rows, and the nearest of them by a kernel.
         best = found = None
-        step = max(k, _STAGE_BYTES // (4 * count))
+        # Beyond what FAISS selects: all scores of a part of the rows, and the nearest of them by a kernel.
+        narrow = k <= _WIDTH
+        step = self._rows_at_once(rows, count) if narrow else max(k, _STAGE_BYTES // (4 * count))
         for at in range(0, len(rows), step):
             part = rows[at : at + step]
-            scores = cupy.empty((count, len(part)), cupy.float32)
             norms = None if squares is None else squares[at : at + step]
-            self._brute_force(metric, part, queries, -1, scores, None, norms)
-            near, columns = self._selected(metric, scores, min(k, len(part)))
+            wanted = min(k, len(part))
+            near, columns = self._nearest_of(metric, part, queries, wanted, norms, narrow=narrow)
+            if narrow and step >= len(rows):
+                return near, columns
             columns += at
             if best is None or found is None:
                 best, found = near, columns
@@ -290,6 +294,25 @@ class CudaBackend:
         assert best is not None and found is not None
         order = cupy.argsort(best if metric == "l2" else -best, axis=1)
         return cupy.take_along_axis(best, order, axis=1), cupy.take_along_axis(found, order, axis=1)
+
+    def _nearest_of(
+        self, metric: Metric, rows: Any, queries: Any, k: int, squares: Any, *, narrow: bool
+    ) -> tuple[Any, Any]:
+        """Return the k nearest of some rows and their places: by FAISS's selection where it is wide enough."""
+        count = len(queries)
+        if narrow:
+            scores, found = cupy.empty((count, k), cupy.float32), cupy.empty((count, k), cupy.int64)
+            self._brute_force(metric, rows, queries, k, scores, found, squares)
+            return scores, found
+        scores = cupy.empty((count, len(rows)), cupy.float32)
+        self._brute_force(metric, rows, queries, -1, scores, None, squares)
+        return self._selected(metric, scores, k)
+
+    def _rows_at_once(self, rows: Any, count: int) -> int:
+        """Return how many rows are compared at once, so that FAISS's two tiles of scores fit its scratch."""
+        queries_tile, rows_tile = tile_of(rows.dtype.itemsize, int(rows.shape[1]))
+        room = self._scratch_bytes * 3 // 4 // (8 * min(queries_tile, count))
+        return len(rows) if room >= min(rows_tile, len(rows)) else max(_WIDTH, room)
 
     def _selected(self, metric: Metric, scores: Any, k: int) -> tuple[Any, Any]:
         """Return the k nearest of each row of scores and their columns, unsorted."""
@@ -338,7 +361,7 @@ class CudaBackend:
         """Turn an allocation that failed, in either library, into `NoRoom`."""
         try:
             yield
-        except cupy.cuda.memory.OutOfMemoryError as exc:
+        except MemoryError as exc:
             self._pool.free_all_blocks()
             raise NoRoom(f"{what}: {exc}", wanted, self.ledger.free) from exc
         except RuntimeError as exc:

@@ -422,6 +422,9 @@ class Device:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, sys.path)])}
         if self.options.backend == "cuda":
+            if "CUDA_VISIBLE_DEVICES" not in environment:
+                # Numbers are the driver's then, as NVML counts: CUDA's own order begins with the fastest.
+                environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
             environment["CUDA_VISIBLE_DEVICES"] = self.options.device
         command = [sys.executable, "-m", "vecstore.index.worker", str(theirs.fileno()), str(arena.file)]
         command.append(msgspec.json.encode(self.options).decode())

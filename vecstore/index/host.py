@@ -18,7 +18,7 @@ from .base import Floats, Rows
 from .budget import BLOCK_ROWS, TRAIN_ITERATIONS, TRAIN_ROWS_PER_LIST, Choice, Ledger
 from .source import Source, extremes
 
-__all__ = ["HostBackend", "padded", "training_rows"]
+__all__ = ["HostBackend", "padded", "training_rows", "unscaled"]
 
 _SCORES_BYTES = 1 << 24
 CODES_MIN = 256
@@ -57,7 +57,8 @@ class HostBackend:
 
     def _filled(self, source: Source, choice: Choice, seed: int) -> Generator[None, None, Built]:
         self.ledger.reserve("page", 0)
-        longest, scale, is_coarse = yield from extremes(source, BLOCK_ROWS)
+        found = yield from extremes(source, BLOCK_ROWS)
+        scale = found.scale_for(choice.kind)
         if choice.kind == "flat":
             halves = np.empty((source.rows, source.dim), np.float16)
             at = 0
@@ -66,15 +67,15 @@ class HostBackend:
                 halves[at : at + len(block)] = block * np.float32(scale)
                 at += len(block)
                 yield
-            return Built(choice, source.rows, longest, scale, (source.metric, halves), is_coarse)
+            return Built(choice, source.rows, found.longest, scale, (source.metric, halves), found.is_coarse)
         index = self._empty(source.metric, choice)
-        index.train(training_rows(source, choice, seed))
+        index.train(training_rows(source, choice, seed) * np.float32(scale))
         yield
         for block in source.blocks(BLOCK_ROWS):
             self.ledger.reserve("page", 0)
-            index.add(padded(block, choice.width))
+            index.add(padded(block, choice.width) * np.float32(scale))
             yield
-        return Built(choice, source.rows, longest, 1.0, (source.metric, index))
+        return Built(choice, source.rows, found.longest, scale, (source.metric, index), found.is_coarse)
 
     def _empty(self, metric: Metric, choice: Choice) -> Any:
         measure = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -106,8 +107,9 @@ class HostBackend:
             bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)
         parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
-        scores, rows = data.search(padded(queries, built.choice.width), find.candidates, params=parameters)
-        return scores, rows
+        scale = np.float32(built.scale)
+        scores, rows = data.search(padded(queries, built.choice.width) * scale, find.candidates, params=parameters)
+        return unscaled(metric, scores, rows, built.scale), rows
 
     def block(self, metric: Metric, vectors: Floats, name: str) -> Any:
         """Keep vectors to be compared."""
@@ -152,6 +154,13 @@ def _compared(metric: Metric, vectors: Any, queries: Floats, k: int) -> tuple[Fl
         order = np.take_along_axis(part, np.take_along_axis(keys, part, 1).argsort(axis=1, kind="stable"), 1)
         best, rows = np.take_along_axis(both, order, 1), np.take_along_axis(numbers, order, 1)
     return best, rows
+
+
+def unscaled(metric: Metric, scores: Floats, rows: Rows, scale: float) -> Floats:
+    """Return scores as those of rows that were not multiplied; where there is no row, the worst."""
+    worst = np.float32(np.inf if metric == "l2" else -np.inf)
+    # What stands where there is no row may be the largest of all numbers.
+    return np.where(rows < 0, worst, np.where(rows < 0, 0, scores) / np.float32(scale * scale)).astype(np.float32)
 
 
 def training_rows(source: Source, choice: Choice, seed: int) -> Floats:

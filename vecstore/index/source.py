@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..values import Metric
 from .base import Floats, Rows
-from .bounds import HALF_FLOOR, scale_of
+from .bounds import HALF_FLOOR, TABLE_TOP, scale_of
 
 __all__ = ["Extremes", "File", "Source", "extremes"]
 
@@ -58,6 +58,12 @@ class Extremes(NamedTuple):
     longest: float
     scale: float
     is_coarse: bool
+
+    def scale_for(self, kind: str) -> float:
+        """Return what rows of an index of a kind are multiplied by: a graph's stay float32, as they are."""
+        if kind == "cagra":
+            return 1.0
+        return scale_of(self.longest, TABLE_TOP) if kind == "ivf_pq" else self.scale
 
 
 def extremes(source: Source, rows_max: int) -> Generator[None, None, Extremes]:

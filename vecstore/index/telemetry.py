@@ -36,10 +36,12 @@ class Telemetry:
         try:
             pynvml.nvmlInit()
             self._nvml = pynvml
-            for name in names:
-                self._devices[name] = _device(pynvml, name)
         except pynvml.NVMLError:
-            self._devices = {}
+            return
+        for name in names:
+            # NVML knows no abbreviated UUIDs, and CUDA does: such a device is not told of, others are.
+            with contextlib.suppress(pynvml.NVMLError):
+                self._devices[name] = _device(pynvml, name)
 
     def read(self) -> dict[str, dict[str, float]]:
         """Return what is known of each device by name; what a device does not tell is left out."""
