@@ -25,6 +25,7 @@ STANDBY: dict[str, Any] = {
     "seen_lsn": 100,
     "verified": {"lsn": 80, "age_s": 7.0},
     "rejoin": {"phase": "follow"},
+    "readiness": {"ready": False, "checks": {"lag": "ok", "archive": "unknown"}, "primary_age_s": 4.5},
     "alarms": [{"time_s": 1767225600.0, "text": "slot lost"}],
     "links": [{"store_id": "a", "address": "", "connected": True, "reconnects": 4, "clock_skew_s": -0.25}],
 }
@@ -64,6 +65,10 @@ def test_a_standby_tells_how_far_it_is_behind() -> None:
     assert (found["vecstore_verified_lsn"], found["vecstore_verified_age_seconds"]) == (80, 7.0)
     assert found["vecstore_rejoin_phase{follow}"] == 1
     assert found["vecstore_rejoin_phase{reset}"] == 0
+    assert found["vecstore_takeover_ready"] == 0
+    assert found["vecstore_takeover_check{lag,ok}"] == found["vecstore_takeover_check{archive,unknown}"] == 1
+    assert found["vecstore_takeover_check{archive,ok}"] == found["vecstore_takeover_check{archive,warn}"] == 0
+    assert found["vecstore_takeover_facts_age_seconds"] == 4.5
     assert found["vecstore_alarm_time_seconds"] == 1767225600.0
     assert found["vecstore_link_connected{a}"] == 1
     assert found["vecstore_link_reconnects_total{a}"] == 4

@@ -47,9 +47,10 @@ except ImportError as exc:
         f"repositories need {exc.name}, which is not installed", hint="pip install 'vecstore-db[backup]'"
     ) from exc
 
-__all__ = ["Repository", "Stored", "check_where", "is_repository", "yield_to_others"]
+__all__ = ["Repository", "Stored", "check_where", "is_repository", "look", "yield_to_others"]
 
 REPOSITORY_VERSION = 1
+REQUEST_S_MAX, CONNECT_S_MAX = 60.0, 10.0
 RETRY_S_MAX = 60.0
 RETRIES_MAX = 10
 PART_BYTES = 8 << 20
@@ -76,6 +77,13 @@ class Stored:
 class Repository:
     """An open repository.
 
+    Parameters
+    ----------
+    request_s_max
+        A request to an object store is given up after so long.
+    retry_s_max
+        What failed and may pass is tried again for so long.
+
     Attributes
     ----------
     where
@@ -84,7 +92,14 @@ class Repository:
         What the fragment asked for, as in ``REPO#LINEAGE/EPOCH-WRITER``; empty where it did not.
     """
 
-    def __init__(self, where: str, *, create: bool = False) -> None:
+    def __init__(
+        self,
+        where: str,
+        *,
+        create: bool = False,
+        request_s_max: float = REQUEST_S_MAX,
+        retry_s_max: float = RETRY_S_MAX,
+    ) -> None:
         self.where, self.lineage, self.branch = layout.split_where(_checked(where))
         self._folder = _local_folder(self.where)
         self._synced: set[str] = set()
@@ -95,7 +110,7 @@ class Repository:
                 raise NotFound(f"repository: there is none at {self.where}", hint="a snapshot makes one")
             _make_folder(self._folder)
         with self._mapped(self.where):
-            self._store: Any = _opened(self.where, self._folder)
+            self._store: Any = _opened(self.where, self._folder, request_s_max, retry_s_max)
         self._check_marker(create)
 
     def __repr__(self) -> str:
@@ -292,6 +307,31 @@ def check_where(where: str) -> None:
     _local_folder(layout.split_where(_checked(where))[0])
 
 
+def look(where: str, within_s: float) -> bool:
+    """Return whether a place is a repository already, where it answers as one that is or could be made one.
+
+    Raises
+    ------
+    VecstoreError
+        It does not answer within the time, or not as it should; there is no such folder or bucket.
+    """
+    try:
+        Repository(where, request_s_max=within_s, retry_s_max=0.0)
+    except NotFound:
+        place = layout.split_where(where)[0]
+        folder = _local_folder(place)
+        if folder is not None:
+            if not os.path.isdir(folder):
+                raise
+            return False
+        try:
+            next(iter(obstore.list(_opened(place, None, within_s, 0.0), chunk_size=1)), None)
+        except exceptions.BaseError as exc:
+            raise _foreign(exc, place) from exc
+        return False
+    return True
+
+
 def is_repository(where: str) -> bool:
     """Return whether a place is a repository and not a store: a URL, or a folder with the marker."""
     place = layout.split_where(where)[0]
@@ -339,21 +379,21 @@ def _begin_runtime() -> None:
     thread.join()
 
 
-def _opened(where: str, folder: str | None) -> Any:
+def _opened(where: str, folder: str | None, request_s_max: float, retry_s_max: float) -> Any:
     _begin_runtime()
     if folder is not None:
         return store.LocalStore(folder)
     return store.from_url(
         where,
         client_options={
-            "timeout": timedelta(seconds=60),
-            "connect_timeout": timedelta(seconds=10),
+            "timeout": timedelta(seconds=request_s_max),
+            "connect_timeout": timedelta(seconds=min(CONNECT_S_MAX, request_s_max)),
             # Options given here replace those of the environment: an endpoint of one's own may be without TLS.
             "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
         },
         retry_config={
-            "max_retries": RETRIES_MAX,
-            "retry_timeout": timedelta(seconds=RETRY_S_MAX),
+            "max_retries": RETRIES_MAX if retry_s_max else 0,
+            "retry_timeout": timedelta(seconds=retry_s_max),
             "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2},
         },
     )

@@ -3,7 +3,7 @@
 Commands are loaded when they are run: `vecstore --help` imports click alone, so it is fast and works on a thin install.
 A command that needs a library that is not there ends in `EngineMissing`, which names the extra that brings it.
 
-Exit codes: 0 done; 1 an error, or damage that was found; 2 wrong usage; 130 interrupted.
+Exit codes: 0 done; 1 an error, or damage that was found; 2 wrong usage; 3 `doctor` cannot know; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _COMMANDS = {
     "adopt": ("rejoin", "Say what a copied directory is: moved, or a clone."),
     "diverged": ("rejoin", "List, show or replay what a rejoin has left behind."),
     "drill": ("drill", "Rehearse a failover on a clone of a standby: RPO, RTO, the same answers."),
-    "doctor": ("operate", "Say what is wrong with a store that does not open, and what to do."),
+    "doctor": ("operate", "Say what is wrong with a store that does not open; whether a standby could take over."),
 }
 
 

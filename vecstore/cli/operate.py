@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from ..errors import InvalidArgument
 from .output import Output, duration, reporting
-from .where import missing, open_for_reading, open_for_writing, reaching, store_directory
+from .where import is_server, missing, open_for_reading, open_for_writing, operating, reaching, store_directory
 
 __all__ = ["doctor_command", "status_command", "verify_command"]
+
+DOCTOR_S, PROBES_S = 10.0, 2.0
+"""So long a server's answer is waited for, of which it may wait for what hangs."""
+UNKNOWN_CODE = 3
+"""Exit code where nothing is known to be wrong, and something is not known."""
 
 
 @click.command("status")
@@ -106,8 +112,17 @@ def _print_verified(out: Output, report: dict[str, Any]) -> None:
     "--accept-loss", is_flag=True, help="Cut the log where it ends and begin a new epoch; lost LSNs stay lost."
 )
 @reporting
+@reaching
 def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
-    """Say what is wrong with the store WHERE, which may not open, and what to do. Changes nothing by itself."""
+    """Say what is wrong with the store WHERE, and what to do. Changes nothing by itself.
+
+    WHERE is the directory of a store that may not open, or the HOST:PORT of a server. Of a standby it says whether it
+    could take over now. Exit codes: 0 all is well; 1 something is not; 3 nothing is wrong as far as can be known, and
+    something cannot.
+    """
+    if is_server(where) and not accept_loss:
+        _diagnose_served(out, where)
+        return
     path = store_directory(where)
     try:
         from ..engine import doctor
@@ -121,6 +136,49 @@ def doctor_command(out: Output, *, where: str, accept_loss: bool) -> None:
     out.result(report, lambda: _print_diagnosis(where, report))
     if not found["ok"]:
         raise SystemExit(1)
+
+
+def _diagnose_served(out: Output, where: str) -> None:
+    """Ask a server about itself, and end with what its checks have come to."""
+    with operating(where) as operator:
+        verdict = operator.command("doctor", DOCTOR_S, wait_s=PROBES_S)
+    if not verdict.done:
+        raise InvalidArgument(f"doctor: {where} refuses: {verdict.text}")
+    report: dict[str, Any] = msgspec.json.decode(verdict.text)
+    out.result(report, lambda: _print_checks(out, where, report))
+    if report["state"] != "ok":
+        raise SystemExit(1 if report["state"] == "warn" else UNKNOWN_CODE)
+
+
+def _print_checks(out: Output, where: str, report: dict[str, Any]) -> None:
+    checks = report["checks"]
+    rows = [
+        [check["name"], check["state"].upper() if check["state"] != "ok" else "ok", check["found"]] for check in checks
+    ]
+    out.table(["check", "", "found"], rows)
+    for check in checks:
+        if check["state"] != "ok":
+            print(f"{check['name']}: asked is {check['asked']}")
+        if check["advice"]:
+            print(f"{check['name']}: what to do: {check['advice']}")
+    primary = report["primary"]
+    if primary is not None:
+        at = primary["address"] or primary["store_id"] or "nowhere that is known"
+        heard = "it never said what it has" if primary["age_s"] is None else f"heard {duration(primary['age_s'])} ago"
+        print(f"the primary is at {at}, {heard}")
+    print(
+        f"{where}, {report['role']} at LSN {report['lsn']:,}: {_VERDICTS[report['role'] == 'standby', report['state']]}"
+    )
+
+
+_VERDICTS = {
+    (True, "ok"): "it could take over now",
+    (True, "warn"): "a takeover now would disappoint",
+    (True, "unknown"): "nothing is known to be wrong, and not everything is known",
+    (False, "ok"): "all is as it should be",
+    (False, "warn"): "something is not as it should be",
+    (False, "unknown"): "nothing is known to be wrong, and not everything is known",
+}
 
 
 def _print_diagnosis(where: str, report: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ __all__ = ["Archiver"]
 SLOT_NAME = "archive"
 RANGE_BYTES = 8 << 20
 POLL_S_MAX = 1.0
+RETRY_S_MAX = 5.0
+"""A request is repeated for so long: the archiver itself tries again, and whoever closes the store waits for it."""
 BACK_OFF_S_MIN = 1.0
 BACK_OFF_S_MAX = 60.0
 CHAINS_COMPARED = 64
@@ -171,7 +173,8 @@ class Archiver:
         from ..backup.layout import Branch
         from ..backup.repository import Repository
 
-        archive = Archive(Repository(self.where, create=True), self._engine.lineage.hex())
+        repository = Repository(self.where, create=True, retry_s_max=RETRY_S_MAX)
+        archive = Archive(repository, self._engine.lineage.hex())
         epochs = list(self._engine.state.fold.epochs)
         branches = {Branch(epoch.number, epoch.writer): i for i, epoch in enumerate(epochs)}
         ranges = {branch: archive.ranges(branch) for branch in branches}

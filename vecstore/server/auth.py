@@ -195,6 +195,22 @@ class Authenticator:
         keys = _read_keys(Path(settings.jwt_keys)) if settings.jwt_keys else ()
         return _Known(tokens, certificates, keys, {})
 
+    def known_by(self) -> list[Any]:
+        """Return by what callers are known here and what they may, as plain values in an order of their own.
+
+        Tokens that stores alone show each other are left out: each Region knows the other's. There is no secret in it,
+        and it is nobody's business all the same.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        known = self._known
+        found: list[Any] = [["token", digest.hex(), _plain(caller)] for digest, caller in known.tokens]
+        found += [["certificate", subject, _plain(caller)] for subject, caller in known.certificates.items()]
+        for key in known.keys:
+            data = key.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            found.append(["key", data.hex(), [key.algorithm, key.name]])
+        return sorted((one for one in found if one[2]), key=lambda one: one[:2])
+
     def by_token(self, authorization: str) -> Caller:
         """Return the caller that an `authorization` header belongs to.
 
@@ -298,6 +314,12 @@ class Authenticator:
         if not now_s >= times.nbf - settings.jwt_leeway_s:
             raise Unauthenticated("token: is not valid yet")
         return Caller(times.sub, _grants(entries)), times.exp + settings.jwt_leeway_s
+
+
+def _plain(caller: Caller) -> list[Any]:
+    """Return a caller's grants on data."""
+    grants = [grant for grant in caller.grants if grant.role != "replicate"]
+    return sorted([grant.role, "*" if grant.collections is None else sorted(grant.collections)] for grant in grants)
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,8 @@ class Self:
         Returns where it is reached: ``host:port``; ``:port`` where only the port is known; "".
     end
         Returns where its log ends; None where it does not know.
+    facts
+        Returns what it says of itself to who may have to take over from it; nothing where it does not know yet.
     """
 
     store_id: str
@@ -57,6 +59,7 @@ class Self:
     region: str
     address: Callable[[], str]
     end: Callable[[], Position | None] = lambda: None
+    facts: Callable[[], bytes] = bytes
 
 
 class Links:
@@ -72,6 +75,8 @@ class Links:
         Is told of a message that this version cannot read: the store, and why.
     on_end
         Is told where the log of a store that feeds this one ends.
+    on_facts
+        Is told what such a store says of itself; quick.
     """
 
     def __init__(
@@ -84,9 +89,10 @@ class Links:
         on_scrub: Callable[[str, bytes], None] = lambda _from, _data: None,
         on_damage: Callable[[str, str], None] = lambda _from, _why: None,
         on_end: Callable[[str, Position], None] = lambda _from, _end: None,
+        on_facts: Callable[[str, bytes], None] = lambda _from, _facts: None,
     ) -> None:
         self._me, self._book, self._reach, self._receive = me, book, reach, receive
-        self._on_scrub, self._on_damage, self._on_end = on_scrub, on_damage, on_end
+        self._on_scrub, self._on_damage, self._on_end, self._on_facts = on_scrub, on_damage, on_end, on_facts
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
         self._open: set[Link] = set()
@@ -162,7 +168,8 @@ class Links:
         link = Link(is_mine=True)
         channel, headers = self._reach.open(address)
         try:
-            call = self._reach.link(channel)(link.outgoing(self._introduction(), self._me.end), metadata=headers)
+            outgoing = link.outgoing(self._introduction(), self._me.end, self._me.facts)
+            call = self._reach.link(channel)(outgoing, metadata=headers)
             link.carry(call)
             self._begin(link)
             watch = threading.Timer(FIRST_S, lambda: None if link.introduced.is_set() else link.close())
@@ -204,7 +211,7 @@ class Links:
             threading.Thread(
                 target=self._serve_read, args=(link, requests), name="vecstore-link-in", daemon=True
             ).start()
-            yield from link.outgoing(self._introduction(), self._me.end)
+            yield from link.outgoing(self._introduction(), self._me.end, self._me.facts)
         finally:
             self._end(link)
 
@@ -262,6 +269,8 @@ class Links:
             if envelope.HasField("end"):
                 end = envelope.end
                 self._on_end(peer.store_id, Position(end.lsn, end.log_bytes, end.commit_time_us))
+            if envelope.facts:
+                self._on_facts(peer.store_id, envelope.facts)
             try:
                 if envelope.scrub:
                     self._on_scrub(peer.store_id, envelope.scrub)

@@ -30,6 +30,8 @@ DEAD_S = 10.0
 """A link on which something was sent so long ago, and nothing came since, is closed."""
 FIRST_S = 10.0
 """Who links introduces himself within it."""
+FACTS_S = 10.0
+"""What a store says of itself goes out so often on each link."""
 
 
 class _Waiting(NamedTuple):
@@ -140,6 +142,7 @@ class Link:
         self.heard_s = time.monotonic()
         self.introduced = threading.Event()
         self._asked_s: float | None = None
+        self._tells_s = 0.0
         self._call = call
 
     def carry(self, call: Any) -> None:
@@ -171,13 +174,17 @@ class Link:
         if call is not None and self.is_mine:
             call.cancel()
 
-    def outgoing(self, introduction: pb.Envelope, end: Callable[[], Position | None]) -> Iterator[pb.Envelope]:
+    def outgoing(
+        self, introduction: pb.Envelope, end: Callable[[], Position | None], facts: Callable[[], bytes]
+    ) -> Iterator[pb.Envelope]:
         """Yield what goes out: the introduction, then the messages for the store that introduced itself.
 
         Parameters
         ----------
         end
             Says where this store's log ends now, for frames.
+        facts
+            Returns what this store says of itself, for frames now and then; nothing where that is not known yet.
         """
         yield introduction
         if not self.introduced.wait(FIRST_S):
@@ -193,6 +200,10 @@ class Link:
                 yield pb.Envelope(scrub=content)
             else:
                 message, records = encode(content)
-                place = end() if isinstance(content, Frame) else None
+                is_frame = isinstance(content, Frame)
+                place = end() if is_frame else None
                 said = None if place is None else pb.LogEnd(lsn=place[0], log_bytes=place[1], commit_time_us=place[2])
-                yield pb.Envelope(message=message, records=records, end=said)
+                told = facts() if is_frame and time.monotonic() >= self._tells_s else b""
+                if told:
+                    self._tells_s = time.monotonic() + FACTS_S
+                yield pb.Envelope(message=message, records=records, end=said, facts=told)

@@ -151,6 +151,16 @@ class ServerMetrics:
         with self._lock:
             self._sheds[reason] = self._sheds.get(reason, 0) + 1
 
+    def answered(self) -> dict[str, int]:
+        """Return how many calls were answered with what they asked for, by method."""
+        with self._lock:
+            calls = dict(self._calls)
+        found: dict[str, int] = {}
+        for (method, code), count in calls.items():
+            if code == "OK":
+                found[method] = found.get(method, 0) + count
+        return found
+
     # -- who is asked when somebody scrapes --------------------------------------------------------------------------
 
     def watch_load(self, load: Callable[[], Mapping[str, LaneLoad]]) -> None:

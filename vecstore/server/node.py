@@ -43,6 +43,7 @@ from .tls import Certificates
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
+    from .readiness import Readiness
     from .replication import Replication
 
 __all__ = ["Node", "address_of"]
@@ -107,6 +108,7 @@ class Node:
         self._schedule: Schedule | None = None
         self._http: HTTPPort | None = None
         self._replication: Replication | None = None
+        self._judge: Readiness | None = None
         self._served: Guard | None = None
         self._server: Any = None
         self.grpc_port = 0
@@ -186,6 +188,8 @@ class Node:
         if replication is not None:
             # Before calls are taken: until then a store with peers, or a standby, refuses writes.
             replication.start()
+        if self._judge is not None:
+            self._judge.start()
         self._door.open(self._served)
         self._health.serving()
         epoch, lsn = database.position()
@@ -238,6 +242,9 @@ class Node:
         )
         self.metrics.watch_replication(made.describe, self.settings.store.slot_retained_bytes_max)
         self.metrics.watch_drills(made.drills.history)
+        from .readiness import Readiness
+
+        self._judge = Readiness(made, self.settings, self._auth, self._tls, self.metrics.answered)
         return made
 
     def replace(self, offline: Callable[[str], Any]) -> Engine:
@@ -271,6 +278,8 @@ class Node:
         return self.grpc_address
 
     def _close(self) -> None:
+        if self._judge is not None:
+            self._judge.close()
         if self._replication is not None:
             self._replication.close()
         if self._shadow is not None:

@@ -15,6 +15,7 @@ from .family import Family, Samples, counter, gauge
 
 __all__ = ["REGION_FAMILIES", "of_drills", "of_replication"]
 
+CHECK_STATES = ("ok", "warn", "unknown")
 PHASES = ("seek", "checkpoint", "export", "reset", "follow", "verify")
 
 REGION_FAMILIES: dict[str, Family] = {
@@ -29,7 +30,11 @@ REGION_FAMILIES: dict[str, Family] = {
     "vecstore_verified_lsn": Family("gauge", "LSN up to which the contents were last proven equal to the primary's."),
     "vecstore_verified_age_seconds": Family("gauge", "Seconds since then."),
     "vecstore_scrub_differences": Family("gauge", "Ranges of keys that differ from the primary's and are not mended."),
-    "vecstore_takeover_ready": Family("gauge", "1 while this standby could take over."),
+    "vecstore_takeover_ready": Family("gauge", "1 while this standby could take over: every check is ok."),
+    "vecstore_takeover_check": Family("gauge", "1 for what a check of a standby has come to.", ("check", "state")),
+    "vecstore_takeover_facts_age_seconds": Family(
+        "gauge", "Age of what the primary last said of itself, which the checks compare with."
+    ),
     "vecstore_rejoin_phase": Family("gauge", "1 for the phase of the rejoin that is under way.", ("phase",)),
     "vecstore_alarm_time_seconds": Family(
         "gauge", "When the replication last raised an alarm, in seconds since the Unix epoch."
@@ -59,7 +64,7 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
     """Iterate over the metrics of what a store says of its replication; None where it says nothing."""
     state: Mapping[str, Any] = found or {}
     lag = state.get("lag") or {} if state.get("role") == "standby" else {}
-    verified, rejoin = state.get("verified") or {}, state.get("rejoin") or {}
+    verified, rejoin, readiness = (state.get(key) or {} for key in ("verified", "rejoin", "readiness"))
     one: dict[str, Any] = {
         "vecstore_rpo_seconds": _rpo_s(state, lag),
         "vecstore_lag_records": lag.get("records"),
@@ -69,7 +74,8 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
         "vecstore_verified_lsn": verified.get("lsn"),
         "vecstore_verified_age_seconds": verified.get("age_s"),
         "vecstore_scrub_differences": _count(state.get("differences")),
-        "vecstore_takeover_ready": _is(state.get("readiness"), "ready"),
+        "vecstore_takeover_ready": _is(readiness, "ready"),
+        "vecstore_takeover_facts_age_seconds": readiness.get("primary_age_s"),
         "vecstore_alarm_time_seconds": max((alarm["time_s"] for alarm in state.get("alarms") or ()), default=None),
         "vecstore_slot_retained_bytes_max": retained_bytes_max,
     }
@@ -77,6 +83,9 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
     yield _gauge("vecstore_role", [(role, 1.0)] if state else [])
     for name, value in one.items():
         yield _gauge(name, [] if value is None else [((), float(value))])
+    checks = (readiness.get("checks") or {}).items()
+    states = [((name, known), float(known == found)) for name, found in checks for known in CHECK_STATES]
+    yield _gauge("vecstore_takeover_check", states)
     phase = rejoin.get("phase")
     yield _gauge("vecstore_rejoin_phase", [((known,), float(known == phase)) for known in PHASES] if phase else [])
     yield from _of_links(state.get("links") or ())

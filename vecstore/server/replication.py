@@ -33,6 +33,7 @@ from .describe import applied_of, describe, end_of
 from .drill import Drills
 from .follow import Links, Self
 from .peers import AddressBook
+from .probe import Probe
 from .reach import Reach
 from .settings import Settings
 
@@ -63,6 +64,12 @@ class Replication:
         Takes messages of the scrub: who sent it, and its bytes.
     more
         What else belongs into the description: each returns entries.
+    facts
+        Returns what this store says of itself to those that follow it.
+    on_facts
+        Takes what another store says of itself; quick.
+    readiness
+        Judges a description: which checks are as they should be; None where nobody judges.
     """
 
     def __init__(
@@ -77,11 +84,15 @@ class Replication:
         self.on_scrub: Callable[[str, bytes], None] = lambda _from, _data: None
         self.more: list[Callable[[], Mapping[str, Any]]] = []
         self.ranges: Ranges = _no_ranges
+        self.facts: Callable[[], bytes] = bytes
+        self.on_facts: Callable[[str, bytes], None] = lambda _from, _facts: None
+        self.readiness: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda _: None
         self._log = log.logger()
         self._trail = Trail()
         self.book = AddressBook(Path(engine.directory.path))
         self.reach = Reach(options)
-        me = Self(engine.directory.store_id.hex(), engine.lineage, self._region, self.advertised, self._end)
+        store_id = engine.directory.store_id.hex()
+        me = Self(store_id, engine.lineage, self._region, self.advertised, self._end, lambda: self.facts())
         self.links = Links(
             me,
             self.book,
@@ -90,6 +101,7 @@ class Replication:
             on_scrub=lambda sender, data: self.on_scrub(sender, data),
             on_damage=self._cannot_read,
             on_end=self._heard,
+            on_facts=lambda sender, data: self.on_facts(sender, data),
         )
         self.contents = StoreContents(
             lambda: self.driver.engine, replace, self.reach.fetch, self.links.address, settings.server.archive
@@ -112,7 +124,8 @@ class Replication:
         self.commands.register("drill", self._drill)
         self._closing = threading.Event()
         self._target = ""
-        self._met: threading.Thread | None = None
+        self._meeting = Probe("meet", lambda: self.reach.describe(options.standby_of, MEET_S))
+        self._met_s = 0.0
         self._rejoin_after_s = 0.0
         self._steward = threading.Thread(target=self._tend, name="vecstore-steward", daemon=True)
 
@@ -145,6 +158,7 @@ class Replication:
         found = describe(self.driver, self.links, self._trail, self._lag, self._region)
         for more in self.more:
             found.update(more())
+        found["readiness"] = self.readiness(found)
         return found
 
     def _drill(self, options: bytes) -> tuple[bool, str]:
@@ -185,7 +199,9 @@ class Replication:
 
     def meet(self, address: str) -> str:
         """Return the id of the store at an address; from then on it can be sent to."""
-        found = self.reach.describe(address, MEET_S)
+        return self._meet(address, self.reach.describe(address, MEET_S))
+
+    def _meet(self, address: str, found: Mapping[str, Any]) -> str:
         store_id, lineage = str(found["store_id"]), str(found["lineage"])
         if lineage != self.driver.engine.lineage.hex():
             raise InvalidArgument(f"store: that at {address} is of another lineage: {lineage}")
@@ -211,9 +227,18 @@ class Replication:
         is_following = state.role == "standby" and self.driver.member.status == "following"
         if is_following or state.rejoin is not None or now_s < self._rejoin_after_s:
             return
-        self._rejoin_after_s = now_s + REJOIN_S / 5
+        # By a thread of its own: where names are not resolved, or nobody answers, the steward has other things to do.
+        self._meeting.begin(0.0)
+        self._meeting.wait(STEWARD_S)
+        answer = self._meeting.answer
+        if answer is None or answer.at_s <= max(self._met_s, now_s - MEET_S):
+            return
+        self._met_s, self._rejoin_after_s = answer.at_s, now_s + REJOIN_S / 5
         try:
-            self._target = self.meet(address)
+            if answer.error is not None:
+                raise answer.error
+            assert answer.value is not None
+            self._target = self._meet(address, answer.value)
         except InvalidArgument as exc:
             self._rejoin_after_s = now_s + REJOIN_S
             self._log.error("standby_of cannot be followed", address=address, why=str(exc))

@@ -222,6 +222,9 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
         A standby that stopped looks again so often.
     frame_bytes_max
         Bytes of records that are sent at a time.
+    ready_lag_s_max
+        A standby that is more seconds behind is not ready to take over, as `doctor` and metrics say it; a promotion
+        does not ask.
     """
 
     standby_of: str = ""
@@ -242,6 +245,7 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     catch_up_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
     retry_s: Annotated[float, Meta(ge=0.5, le=3_600)] = 30.0
     frame_bytes_max: Annotated[int, Meta(ge=64 << 10, le=16 * MIB)] = 4 * MIB
+    ready_lag_s_max: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import grpc
 from ..errors import InvalidArgument
 from .settings import TLSSettings
 
-__all__ = ["Certificates"]
+__all__ = ["Certificates", "end_of_authorities", "end_of_chain"]
 
 
 class Certificates:
@@ -51,16 +51,11 @@ class Certificates:
         )
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        from cryptography import x509
-
         settings = self._settings
         chain, key = _pem(settings.certificate, "certificate"), _pem(settings.key, "key")
         authorities = _pem(settings.client_ca, "client_ca") if settings.client_ca else None
         # gRPC takes anything and then refuses every connection: what is wrong is said beforehand.
-        try:
-            expiry_s = min(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(chain)).timestamp()
-        except ValueError as exc:
-            raise InvalidArgument(f"tls.certificate: {settings.certificate} holds no certificate: {exc}") from exc
+        expiry_s = end_of_chain(settings.certificate, "tls.certificate", chain)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(settings.certificate, settings.key, password=lambda: "")
@@ -78,6 +73,40 @@ class Certificates:
                 ) from exc
         self.expiry_s = expiry_s
         return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=authorities)
+
+
+def end_of_chain(file: str, option: str, data: bytes | None = None) -> float:
+    """Return when a chain of certificates ends, in seconds since the Unix epoch: with the first of them that does.
+
+    Raises
+    ------
+    InvalidArgument
+        The file cannot be read, or holds none.
+    """
+    return min(_ends(file, option, data))
+
+
+def end_of_authorities(file: str, option: str) -> float:
+    """Return when the last of the authorities in a file ends: while one is being replaced there are two.
+
+    Raises
+    ------
+    InvalidArgument
+        The file cannot be read, or holds none.
+    """
+    return max(_ends(file, option, None))
+
+
+def _ends(file: str, option: str, data: bytes | None) -> list[float]:
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificates(Path(file).read_bytes() if data is None else data)
+    except OSError as exc:
+        raise InvalidArgument(f"{option}: {file} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise InvalidArgument(f"{option}: {file} holds no certificate: {exc}") from exc
+    return [one.not_valid_after_utc.timestamp() for one in found]
 
 
 def _pem(file: str, name: str) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvecstore/v1/replication.proto\x12\x0bvecstore.v1\"\x8e\x01\n\x08\x45nvelope\x12/\n\x0cintroduction\x18\x01 \x01(\x0b\x32\x19.vecstore.v1.Introduction\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\r\n\x05scrub\x18\x04 \x01(\x0c\x12 \n\x03\x65nd\x18\x05 \x01(\x0b\x32\x13.vecstore.v1.LogEnd\"@\n\x06LogEnd\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tlog_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63ommit_time_us\x18\x03 \x01(\x03\"\xe2\x01\n\x0cIntroduction\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12;\n\taddresses\x18\x05 \x03(\x0b\x32(.vecstore.v1.Introduction.AddressesEntry\x12\x0e\n\x06now_us\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\t\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0bJoinRequest\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"\xad\x01\n\x0eSnapshotTicket\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\x0c\x12\x0b\n\x03lsn\x18\x04 \x01(\x04\x12\r\n\x05\x63hain\x18\x05 \x01(\x0c\x12\r\n\x05\x63laim\x18\x06 \x01(\x0c\x12(\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x19.vecstore.v1.SnapshotFile\x12\x17\n\x0fprimary_address\x18\x08 \x01(\t\"9\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05\x63heck\x18\x03 \x01(\t\"8\n\x0c\x46\x65tchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\x0e\x43ommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07options\x18\x02 \x01(\x0c\"*\n\x0c\x43ommandReply\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1c\n\x1a\x44\x65scribeReplicationRequest\"(\n\x18\x44\x65scribeReplicationReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\",\n\rRangesRequest\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x0e\n\x06ranges\x18\x02 \x01(\x0c\"7\n\x0bRangesReply\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0c\n\x04json\x18\x03 \x01(\x0c\x32\xa3\x03\n\x0bReplication\x12\x38\n\x04Link\x12\x15.vecstore.v1.Envelope\x1a\x15.vecstore.v1.Envelope(\x01\x30\x01\x12=\n\x04Join\x12\x18.vecstore.v1.JoinRequest\x1a\x1b.vecstore.v1.SnapshotTicket\x12<\n\x05\x46\x65tch\x12\x19.vecstore.v1.FetchRequest\x1a\x16.vecstore.v1.FileChunk0\x01\x12\x41\n\x07\x43ommand\x12\x1b.vecstore.v1.CommandRequest\x1a\x19.vecstore.v1.CommandReply\x12Z\n\x08\x44\x65scribe\x12\'.vecstore.v1.DescribeReplicationRequest\x1a%.vecstore.v1.DescribeReplicationReply\x12>\n\x06Ranges\x12\x1a.vecstore.v1.RangesRequest\x1a\x18.vecstore.v1.RangesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvecstore/v1/replication.proto\x12\x0bvecstore.v1\"\x9d\x01\n\x08\x45nvelope\x12/\n\x0cintroduction\x18\x01 \x01(\x0b\x32\x19.vecstore.v1.Introduction\x12\x0f\n\x07message\x18\x02 \x01(\x0c\x12\x0f\n\x07records\x18\x03 \x03(\x0c\x12\r\n\x05scrub\x18\x04 \x01(\x0c\x12 \n\x03\x65nd\x18\x05 \x01(\x0b\x32\x13.vecstore.v1.LogEnd\x12\r\n\x05\x66\x61\x63ts\x18\x06 \x01(\x0c\"@\n\x06LogEnd\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x11\n\tlog_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x63ommit_time_us\x18\x03 \x01(\x03\"\xe2\x01\n\x0cIntroduction\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0f\n\x07lineage\x18\x02 \x01(\x0c\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12;\n\taddresses\x18\x05 \x03(\x0b\x32(.vecstore.v1.Introduction.AddressesEntry\x12\x0e\n\x06now_us\x18\x06 \x01(\x03\x12\x0f\n\x07version\x18\x07 \x01(\t\x1a\x30\n\x0e\x41\x64\x64ressesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0bJoinRequest\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"\xad\x01\n\x0eSnapshotTicket\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0f\n\x07lineage\x18\x03 \x01(\x0c\x12\x0b\n\x03lsn\x18\x04 \x01(\x04\x12\r\n\x05\x63hain\x18\x05 \x01(\x0c\x12\r\n\x05\x63laim\x18\x06 \x01(\x0c\x12(\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x19.vecstore.v1.SnapshotFile\x12\x17\n\x0fprimary_address\x18\x08 \x01(\t\"9\n\x0cSnapshotFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\r\n\x05\x63heck\x18\x03 \x01(\t\"8\n\x0c\x46\x65tchRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"/\n\x0e\x43ommandRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07options\x18\x02 \x01(\x0c\"*\n\x0c\x43ommandReply\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1c\n\x1a\x44\x65scribeReplicationRequest\"(\n\x18\x44\x65scribeReplicationReply\x12\x0c\n\x04json\x18\x01 \x01(\x0c\",\n\rRangesRequest\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x0e\n\x06ranges\x18\x02 \x01(\x0c\"7\n\x0bRangesReply\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\r\n\x05\x63hain\x18\x02 \x01(\x0c\x12\x0c\n\x04json\x18\x03 \x01(\x0c\x32\xa3\x03\n\x0bReplication\x12\x38\n\x04Link\x12\x15.vecstore.v1.Envelope\x1a\x15.vecstore.v1.Envelope(\x01\x30\x01\x12=\n\x04Join\x12\x18.vecstore.v1.JoinRequest\x1a\x1b.vecstore.v1.SnapshotTicket\x12<\n\x05\x46\x65tch\x12\x19.vecstore.v1.FetchRequest\x1a\x16.vecstore.v1.FileChunk0\x01\x12\x41\n\x07\x43ommand\x12\x1b.vecstore.v1.CommandRequest\x1a\x19.vecstore.v1.CommandReply\x12Z\n\x08\x44\x65scribe\x12\'.vecstore.v1.DescribeReplicationRequest\x1a%.vecstore.v1.DescribeReplicationReply\x12>\n\x06Ranges\x12\x1a.vecstore.v1.RangesRequest\x1a\x18.vecstore.v1.RangesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,35 +34,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INTRODUCTION_ADDRESSESENTRY']._loaded_options = None
   _globals['_INTRODUCTION_ADDRESSESENTRY']._serialized_options = b'8\001'
   _globals['_ENVELOPE']._serialized_start=47
-  _globals['_ENVELOPE']._serialized_end=189
-  _globals['_LOGEND']._serialized_start=191
-  _globals['_LOGEND']._serialized_end=255
-  _globals['_INTRODUCTION']._serialized_start=258
-  _globals['_INTRODUCTION']._serialized_end=484
-  _globals['_INTRODUCTION_ADDRESSESENTRY']._serialized_start=436
-  _globals['_INTRODUCTION_ADDRESSESENTRY']._serialized_end=484
-  _globals['_JOINREQUEST']._serialized_start=486
-  _globals['_JOINREQUEST']._serialized_end=564
-  _globals['_SNAPSHOTTICKET']._serialized_start=567
-  _globals['_SNAPSHOTTICKET']._serialized_end=740
-  _globals['_SNAPSHOTFILE']._serialized_start=742
-  _globals['_SNAPSHOTFILE']._serialized_end=799
-  _globals['_FETCHREQUEST']._serialized_start=801
-  _globals['_FETCHREQUEST']._serialized_end=857
-  _globals['_FILECHUNK']._serialized_start=859
-  _globals['_FILECHUNK']._serialized_end=884
-  _globals['_COMMANDREQUEST']._serialized_start=886
-  _globals['_COMMANDREQUEST']._serialized_end=933
-  _globals['_COMMANDREPLY']._serialized_start=935
-  _globals['_COMMANDREPLY']._serialized_end=977
-  _globals['_DESCRIBEREPLICATIONREQUEST']._serialized_start=979
-  _globals['_DESCRIBEREPLICATIONREQUEST']._serialized_end=1007
-  _globals['_DESCRIBEREPLICATIONREPLY']._serialized_start=1009
-  _globals['_DESCRIBEREPLICATIONREPLY']._serialized_end=1049
-  _globals['_RANGESREQUEST']._serialized_start=1051
-  _globals['_RANGESREQUEST']._serialized_end=1095
-  _globals['_RANGESREPLY']._serialized_start=1097
-  _globals['_RANGESREPLY']._serialized_end=1152
-  _globals['_REPLICATION']._serialized_start=1155
-  _globals['_REPLICATION']._serialized_end=1574
+  _globals['_ENVELOPE']._serialized_end=204
+  _globals['_LOGEND']._serialized_start=206
+  _globals['_LOGEND']._serialized_end=270
+  _globals['_INTRODUCTION']._serialized_start=273
+  _globals['_INTRODUCTION']._serialized_end=499
+  _globals['_INTRODUCTION_ADDRESSESENTRY']._serialized_start=451
+  _globals['_INTRODUCTION_ADDRESSESENTRY']._serialized_end=499
+  _globals['_JOINREQUEST']._serialized_start=501
+  _globals['_JOINREQUEST']._serialized_end=579
+  _globals['_SNAPSHOTTICKET']._serialized_start=582
+  _globals['_SNAPSHOTTICKET']._serialized_end=755
+  _globals['_SNAPSHOTFILE']._serialized_start=757
+  _globals['_SNAPSHOTFILE']._serialized_end=814
+  _globals['_FETCHREQUEST']._serialized_start=816
+  _globals['_FETCHREQUEST']._serialized_end=872
+  _globals['_FILECHUNK']._serialized_start=874
+  _globals['_FILECHUNK']._serialized_end=899
+  _globals['_COMMANDREQUEST']._serialized_start=901
+  _globals['_COMMANDREQUEST']._serialized_end=948
+  _globals['_COMMANDREPLY']._serialized_start=950
+  _globals['_COMMANDREPLY']._serialized_end=992
+  _globals['_DESCRIBEREPLICATIONREQUEST']._serialized_start=994
+  _globals['_DESCRIBEREPLICATIONREQUEST']._serialized_end=1022
+  _globals['_DESCRIBEREPLICATIONREPLY']._serialized_start=1024
+  _globals['_DESCRIBEREPLICATIONREPLY']._serialized_end=1064
+  _globals['_RANGESREQUEST']._serialized_start=1066
+  _globals['_RANGESREQUEST']._serialized_end=1110
+  _globals['_RANGESREPLY']._serialized_start=1112
+  _globals['_RANGESREPLY']._serialized_end=1167
+  _globals['_REPLICATION']._serialized_start=1170
+  _globals['_REPLICATION']._serialized_end=1589
 # @@protoc_insertion_point(module_scope)

@@ -7,18 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("introduction", "message", "records", "scrub", "end")
+    __slots__ = ("introduction", "message", "records", "scrub", "end", "facts")
     INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     SCRUB_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
     introduction: Introduction
     message: bytes
     records: _containers.RepeatedScalarFieldContainer[bytes]
     scrub: bytes
     end: LogEnd
-    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ..., end: _Optional[_Union[LogEnd, _Mapping]] = ...) -> None: ...
+    facts: bytes
+    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ..., end: _Optional[_Union[LogEnd, _Mapping]] = ..., facts: _Optional[bytes] = ...) -> None: ...
 
 class LogEnd(_message.Message):
     __slots__ = ("lsn", "log_bytes", "commit_time_us")

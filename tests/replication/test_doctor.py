@@ -1,0 +1,107 @@
+"""The doctor of served stores, as a command against real processes: what it says, how it ends, what metrics say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.serve import ROOT
+from vecstore.server.readiness import PRIMARY_FILE
+
+from .stores import Store, eventually, put
+
+TIMEOUT_S = 60
+
+
+def doctor(store: Store, *more: str) -> tuple[int, dict[str, Any]]:
+    """Run the command; return its exit code and what it said."""
+    command = [sys.executable, "-m", "vecstore.cli.main", "doctor", store.address, "--json", *more]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def states(report: dict[str, Any]) -> dict[str, str]:
+    """Return what is not ok."""
+    return {check["name"]: check["state"] for check in report["checks"] if check["state"] != "ok"}
+
+
+def ready(store: Store) -> dict[str, Any]:
+    """Wait until a standby says that it could take over."""
+    return eventually(lambda: doctor(store)[1], lambda report: report["ready"], words=store.logs)
+
+
+def test_a_standby_says_whether_it_could_take_over(tmp_path: Path) -> None:
+    """Ready, by command and metric; with other limits than its primary it says which; the primary says its own."""
+    archive = ("--archive", str(tmp_path / "repository"))
+    a = Store(tmp_path / "a", "--region", "east", *archive)
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 100)
+        b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west", *archive)
+        with b.running():
+            report = ready(b)
+            assert (report["role"], report["state"], report["region"]) == ("standby", "ok", "west")
+            assert report["primary"]["facts"]["region"] == "east"
+            code, report = doctor(a)
+            assert (code, states(report), report["primary"]) == (0, {}, None), report
+            assert "slot west" in {check["name"] for check in report["checks"]}
+            assert b.served is not None and a.served is not None
+            assert b.served.metric("vecstore_takeover_ready") == 1
+            assert b.served.metric("vecstore_takeover_check", check="lag", state="ok") == 1
+            assert b.served.metric("vecstore_takeover_check", check="lag", state="warn") == 0
+            assert not any(name.startswith("vecstore_takeover") for name, _ in a.served.metrics())
+        b.environment["VECSTORE_SERVER_LIMITS_SEARCHES_MAX"] = "7"
+        with b.running():
+            b.wait(lambda found: found["status"] == "following")
+            code, report = doctor(b)
+            assert (code, states(report)) == (1, {"config": "warn"})
+            (check,) = (check for check in report["checks"] if check["name"] == "config")
+            assert "limits.searches_max is 7 here, 32 there" in check["found"]
+            assert b.served is not None
+            assert b.served.metric("vecstore_takeover_ready") == 0
+            assert b.served.metric("vecstore_takeover_check", check="config", state="warn") == 1
+            # What only an admin may read is not in what anybody may.
+            assert set(b.describe()["readiness"]) == {"ready", "checks", "primary_age_s"}
+            # A promotion asks none of it.
+            a.kill()
+            verdict = b.command("promote", replaces=1)
+            assert verdict.done, verdict.text
+
+
+def test_a_standby_knows_what_its_primary_had(tmp_path: Path) -> None:
+    """It remembers it over a restart, with its age; without it nothing of the primary is known, and none of it ok."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 100)
+        address = a.address
+        b.arguments += ["--standby-of", address]
+        with b.running():
+            ready(b)
+        a.kill()
+        with b.running():
+            code, report = doctor(b)
+            assert (code, states(report)) == (3, {"lag": "unknown"})
+            assert report["primary"]["age_s"] > 0
+            assert report["primary"]["address"] == address
+        (tmp_path / "b" / PRIMARY_FILE).unlink()
+        with b.running():
+            code, report = doctor(b)
+            assert code == 3
+            names = ("lag", "memory", "processors", "device", "config", "tokens", "version", "archive")
+            assert states(report) == dict.fromkeys(names, "unknown")
+            assert report["primary"]["age_s"] is None
+
+
+def test_the_doctor_refuses_to_cut_the_log_of_a_server(tmp_path: Path) -> None:
+    """Accepting a loss is for a closed store; a store that nobody follows has nothing of a standby's to say."""
+    a = Store(tmp_path / "a")
+    with a.running():
+        code, report = doctor(a, "--accept-loss")
+        assert (code, report["error"]["kind"]) == (1, "InvalidArgument")
+        code, report = doctor(a)
+        assert (code, report["role"]) == (0, "primary"), report
