@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -264,6 +264,21 @@ class Checkpointer:
             # Buffers that were filled since: given back, instead of held until they are full again.
             self._store.trim()
             return entry
+
+    def keep_newest(self) -> None:
+        """Forget all checkpoints but the newest: the rows of the others were not what the records had written."""
+        with self._lock:
+            gone = self.entries[:-1]
+            self._committer.run(lambda: self._forget([entry.lsn for entry in gone]))
+            for entry in gone:
+                self._contents.pop(entry.lsn, None)
+            self._clean()
+
+    def _forget(self, lsns: Sequence[int]) -> None:
+        """Remove entries, durably. In the committer's thread."""
+        self._store.write([(Family.META, catalog.numbered(catalog.CHECKPOINT, lsn), None) for lsn in lsns])
+        self._store.sync()
+        self.entries = [entry for entry in self.entries if entry.lsn not in lsns]
 
     def _compact_points(self, view: View) -> None:
         """Give back the space of overwritten and dropped points, where it has become more than they are worth."""

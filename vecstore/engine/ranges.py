@@ -141,6 +141,11 @@ class Pin:
         self._points.close()
         self._view = None
 
+    @property
+    def view(self) -> View:
+        """What readers saw at that LSN; raises `Unavailable` once the pin was let go."""
+        return self._check_open()
+
     def pairs(self, first: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes | Damaged]]:
         """Iterate over first <= place < stop with the stored values; the error in place of one that cannot be read.
 

@@ -13,7 +13,7 @@ import msgspec
 
 from ..record import Record
 from ..storage.catalog import Epoch
-from .durable import Durable
+from .durable import Difference, Durable
 from .log import Place
 from .messages import Message, Points, Snapshot
 
@@ -28,6 +28,7 @@ __all__ = [
     "Fence",
     "Handover",
     "Install",
+    "Mend",
     "Open",
     "Persist",
     "ReadArchive",
@@ -162,6 +163,16 @@ class Discard(_Value, frozen=True):
     """Remove the checkpoint."""
 
 
+class Mend(_Value, frozen=True):
+    """Make points that differ what another store has read of them, and report `Mended`. Repeatable.
+
+    What records behind the tip have written is left to them.
+    """
+
+    points: Points
+    differences: tuple[Difference, ...]
+
+
 class Verify(_Value, frozen=True):
     """Recompute the digest from the bytes and report `Verified`."""
 
@@ -196,6 +207,7 @@ Action = (
     | Reset
     | Return
     | Discard
+    | Mend
     | Verify
     | Reply
     | Alarm

@@ -29,7 +29,7 @@ from ..errors import Damaged, Exhausted, Unavailable, VecstoreError
 from ..record import Record
 from . import actions as do
 from .coding import encode_state
-from .durable import Durable, Timing
+from .durable import Difference, Durable, Timing
 from .epochs import Claim, Identity
 from .inflow import Inflow
 from .log import Place
@@ -40,6 +40,7 @@ from .messages import (
     Exported,
     Frame,
     Installed,
+    Mended,
     Message,
     NotReplaced,
     Points,
@@ -140,6 +141,10 @@ class Contents(Protocol):
 
     def discard(self) -> None:
         """Keep it no longer."""
+        ...
+
+    def mend(self, points: Points, differences: Sequence[Difference]) -> None:
+        """Make points that differ what another store has read of them, durably."""
         ...
 
     def verify(self) -> bool:
@@ -430,9 +435,9 @@ class Driver:
                 self._begin(action)
 
     def _append(self, records: Sequence[Record]) -> None:
-        rejoin = self.member.durable.rejoin
+        durable = self.member.durable
         try:
-            self.engine.append(records, trust=rejoin is not None)
+            self.engine.append(records, trust=durable.rejoin is not None or durable.scrub is not None)
         except Damaged as exc:
             # The chain was checked: what does not fit are the contents here.
             part, why = self.member.part, f"a record does not fit the contents of this store: {exc}"
@@ -441,6 +446,10 @@ class Driver:
             self._step(lambda _: part.halt(why))
             return
         self._queue.put(("", Synced()))
+
+    def alarm(self, text: str) -> None:
+        """Tell a human. In the driver's thread."""
+        self._alarm(text)
 
     def _reply(self, action: do.Reply) -> None:
         answer, self._current = self._current, None
@@ -489,7 +498,7 @@ class Driver:
         if isinstance(exc, Exhausted) or (isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
             stage = "room"
         text = f"{type(action).__name__.lower()} failed: {exc}"
-        if isinstance(action, do.TakeSnapshot | do.ReadPoints | do.ReadArchive):
+        if isinstance(action, do.TakeSnapshot | do.ReadPoints | do.ReadArchive | do.Mend):
             self._alarm(text)
             if isinstance(action, do.ReadArchive):
                 self._report(ArchiveRead(action.after_lsn, ()))
@@ -537,6 +546,9 @@ class Driver:
                 self._report(Exported(action.fork_lsn, left.ids, left.needs_snapshot))
             case do.Discard():
                 contents.discard()
+            case do.Mend():
+                contents.mend(action.points, action.differences)
+                self._report(Mended(action.points.lsn))
             case _:
                 raise AssertionError(action)
 

@@ -11,8 +11,20 @@ from typing import Any, Literal
 import msgspec
 
 from .epochs import Claim
+from .scrub import Bounds
 
-__all__ = ["Durable", "Phase", "RejoinState", "Role", "Slot", "Timing"]
+__all__ = [
+    "Difference",
+    "Differing",
+    "Durable",
+    "Phase",
+    "RejoinState",
+    "Role",
+    "ScrubState",
+    "Slot",
+    "Timing",
+    "VerifiedAt",
+]
 
 Role = Literal["primary", "standby", "fenced"]
 Phase = Literal["seek", "checkpoint", "export", "reset", "follow", "verify"]
@@ -86,6 +98,63 @@ class RejoinState(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, phase=phase, **changes)
 
 
+class Differing(msgspec.Struct, frozen=True, array_like=True):
+    """A point that differs from the primary's: its place, and the LSN that wrote the primary's; 0 where it has none."""
+
+    place: bytes
+    lsn: int
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A range of points that differs from the primary's.
+
+    Attributes
+    ----------
+    lsn
+        At which the two were compared.
+    count
+        How many points differ; those that are named may be fewer.
+    why
+        What is wrong with them here, as far as this store knows by itself.
+    """
+
+    bounds: Bounds
+    collection: str
+    lsn: int
+    count: int
+    points: tuple[Differing, ...]
+    why: str = ""
+
+
+class ScrubState(msgspec.Struct, frozen=True):
+    """What a scrub has found here. As long as there is any, digests are taken on trust.
+
+    Attributes
+    ----------
+    is_mended
+        The points that differed are as the primary has them, and applying goes on; the ranges are to be compared again.
+    target_lsn
+        From this LSN on they are equal, if they were mended rightly.
+    attempts
+        How often they were mended so far.
+    refusal
+        Why this store does not mend them by itself; empty where it does.
+    """
+
+    differences: tuple[Difference, ...]
+    is_mended: bool = False
+    target_lsn: int = 0
+    attempts: int = 0
+    refusal: str = ""
+
+
+class VerifiedAt(msgspec.Struct, frozen=True):
+    """Everything was found equal to the primary's at this LSN or later; when that was known, by the wall clock."""
+
+    lsn: int
+    time_us: int
+
+
 class Durable(msgspec.Struct, frozen=True):
     """Role, promise, peers, slots.
 
@@ -105,6 +174,12 @@ class Durable(msgspec.Struct, frozen=True):
         The handover that it refused to take.
     bootstraps
         Snapshots installed, or begun, since the stream last moved on.
+    scrub
+        What a scrub has found to differ; None where nothing does.
+    verified
+        What the last whole round of the scrub has proven.
+    mended
+        Points that were mended since.
     """
 
     role: Role
@@ -117,6 +192,14 @@ class Durable(msgspec.Struct, frozen=True):
     refused_lsn: int = 0
     bootstraps: int = 0
     rejoin: RejoinState | None = None
+    scrub: ScrubState | None = None
+    verified: VerifiedAt | None = None
+    mended: int = 0
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether nothing is applied, since points differ from the primary's. A rejoin proves everything by itself."""
+        return self.scrub is not None and not self.scrub.is_mended and self.rejoin is None
 
 
 class Timing(msgspec.Struct, frozen=True):

@@ -32,6 +32,7 @@ __all__ = [
     "HandoverRefusal",
     "Hello",
     "Installed",
+    "Mended",
     "Message",
     "NotReplaced",
     "Points",
@@ -348,4 +349,12 @@ class Verified(_Value, frozen=True):
     is_equal: bool
 
 
-Report = Synced | Installed | ArchiveRead | Checkpointed | Exported | WasReset | NotReplaced | Returned | Verified
+class Mended(_Value, frozen=True):
+    """Points that differed are what the other store had read at this LSN, durably."""
+
+    lsn: int
+
+
+Report = (
+    Synced | Installed | ArchiveRead | Checkpointed | Exported | WasReset | NotReplaced | Returned | Verified | Mended
+)

@@ -78,6 +78,9 @@ class Promotion:
         last = log.epochs[-1].number if log.epochs else 0
         number = max(desk.number, last) + 1
         epoch = Epoch(number, f"{desk.mint():016x}", log.tip.lsn, log.tip.chain.hex())
+        if desk.durable.scrub is not None:
+            count = sum(one.count for one in desk.durable.scrub.differences)
+            desk.alarm(f"promoted with {count} points that differed from the old primary's: what is here counts now")
         others = {desk.durable.promise.store_id} if desk.durable.promise else set()
         desk.persist(
             epoch=epoch,
@@ -87,6 +90,9 @@ class Promotion:
             primary="",
             peers=(*desk.durable.peers, *sorted(others - set(desk.durable.peers) - {desk.me})),
             replaced=desk.number,
+            scrub=None,
+            verified=None,
+            mended=0,
         )
         desk.reply(True, f"epoch {number} begins behind LSN {epoch.fork_lsn}")
         desk.play(Primary(desk, is_new=True))

@@ -122,9 +122,11 @@ def _contents(here: Here) -> Iterator[Check]:
     differences, verified = here.described.get("differences"), here.described.get("verified") or {}
     if differences is None and not verified:
         return
-    asked, count = "no range that differs from the primary's", len(differences or ())
+    # A primary whose own points are damaged is a reason to promote this store, none against it.
+    count = sum(one.get("side") != "primary" for one in differences or ())
+    asked = "no range that differs from the primary's"
     if count:
-        advice = "find out which side is right before it is promoted: `vecstore verify` on both"
+        advice = "let it be mended first: `differences` names the points, and says what keeps it"
         yield Check("contents", "warn", f"{count} ranges differ", asked, advice)
     else:
         at = f", proven to LSN {verified['lsn']:,}" if "lsn" in verified else ""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from ..record import Kind, Record
 from ..storage.catalog import Epoch
-from .actions import Action, Append, Discard, Install, ReadArchive, Verify
+from .actions import Action, Append, Discard, Install, Mend, ReadArchive, Verify
+from .durable import Difference, ScrubState
 from .log import Place
 from .messages import (
     Ack,
@@ -21,8 +24,11 @@ from .messages import (
     HandoverRefusal,
     Hello,
     Installed,
+    Mended,
     Message,
     NotReplaced,
+    Points,
+    PointsRequest,
     Promote,
     Refusal,
     Report,
@@ -35,11 +41,15 @@ from .messages import (
 )
 from .part import Desk, Part
 from .promotion import Promotion
+from .scrub import Bounds
 
-__all__ = ["DOUBLINGS_MAX", "Standby"]
+__all__ = ["DOUBLINGS_MAX", "MEND_POINTS_MAX", "Standby"]
 
 DOUBLINGS_MAX = 6
 """So often the pause between two attempts to be given a snapshot is doubled."""
+MEND_POINTS_MAX = 1_000
+"""Points that are mended without a human, in all, between two rounds of the scrub that found nothing."""
+MENDS_MAX = 3
 
 
 class Standby(Part):
@@ -55,12 +65,17 @@ class Standby(Part):
         self.is_stalled = self.is_bridged = False
         self.refusals = 0
         self.problem = ""
+        self.is_mending = False
         self.promotion: Promotion | None = None
         self.history: tuple[Epoch, ...] = ()
 
     def start(self) -> None:
         self._look_at_tip()
         if self.desk.part is not self:
+            return
+        if self.desk.durable.is_halted:
+            self.status = "stopped"
+            self._ask_for_points()
             return
         self.dial()
         rejoin = self.desk.durable.rejoin
@@ -81,6 +96,15 @@ class Standby(Part):
                 if self.promotion is not None:
                     self.promotion.stepped_down(message)
                     self._promote()
+            case Points():
+                self._points(sender, message)
+            case _ if sender:
+                self.refuse(sender, message)
+            case _:
+                self._report(message)
+
+    def _report(self, message: Message | Report) -> None:
+        match message:
             case Synced():
                 self._synced()
             case Installed():
@@ -91,8 +115,8 @@ class Standby(Part):
                 self._archive(message)
             case Verified():
                 self._verified(message)
-            case _:
-                self.refuse(sender, message)
+            case Mended():
+                self._mended(message)
 
     def command(self, command: Command) -> None:
         match command:
@@ -118,7 +142,9 @@ class Standby(Part):
         elif now_s - self.asked_s >= self._patience_s():
             if self.desk.is_replacing:
                 return
-            if self.status == "fetching":
+            if self.desk.durable.is_halted:
+                self._ask_for_points()
+            elif self.status == "fetching":
                 self._fetch()
             else:
                 self.dial()
@@ -145,7 +171,7 @@ class Standby(Part):
 
     def dial(self) -> None:
         """Ask the primary to be fed from what is here; what is being replaced is not here."""
-        if self.desk.is_replacing:
+        if self.desk.is_replacing or self.desk.durable.is_halted:
             return
         self.status, self.session = "dialling", self.desk.mint()
         self.asked_s = self.desk.now_s
@@ -165,7 +191,7 @@ class Standby(Part):
     def _frame(self, sender: str, message: Frame) -> None:
         if not self._is_current(sender, message.session) or self.status not in ("dialling", "following"):
             return
-        if message.claim != self.desk.durable.promise or self.desk.is_replacing:
+        if message.claim != self.desk.durable.promise or self.desk.is_replacing or self.desk.durable.is_halted:
             return
         self.status = "following"
         self.heard_s = self.desk.now_s
@@ -236,7 +262,7 @@ class Standby(Part):
         if log.handover != desk.me or not self._is_durable() or desk.number != log.epochs[-1].number:
             return
         if desk.durable.refused_lsn != log.tip.lsn:
-            if desk.is_ready and desk.durable.rejoin is None:
+            if desk.is_ready and desk.durable.rejoin is None and not desk.durable.is_halted:
                 Promotion.seize(desk)
                 return
             desk.persist(refused_lsn=log.tip.lsn)
@@ -260,7 +286,7 @@ class Standby(Part):
                 promise = self.desk.durable.promise
                 if promise is not None and promise.store_id not in (sender, self.desk.me):
                     self.desk.persist(primary=promise.store_id)
-                self.status = "dialling"
+                self.status = "stopped" if self.desk.durable.is_halted else "dialling"
             case "too old":
                 pass
             case _:
@@ -327,10 +353,67 @@ class Standby(Part):
 
     def _installed(self) -> None:
         rejoin = self.desk.durable.rejoin
+        # Nothing is left of what was found to differ, nor of what was proven.
+        self.desk.persist(scrub=None, verified=None, mended=0)
         if rejoin is not None:
             self._verify()
         self.dial()
         self._promote()
+
+    # -- what a scrub has found ---------------------------------------------------------------------------------------
+
+    def differ(self, found: Sequence[Difference]) -> None:
+        """Apply nothing more, durably, since points differ from the primary's; and ask for its, if they are few."""
+        desk, before = self.desk, self.desk.durable.scrub
+        if desk.durable.rejoin is not None or desk.durable.is_halted:
+            return
+        known = () if before is None else tuple(one for one in before.differences if one.bounds not in _bounds(found))
+        attempts = 0 if before is None else before.attempts
+        differences = (*known, *found)
+        desk.persist(
+            scrub=ScrubState(
+                differences, attempts=attempts, refusal=_refusal(differences, attempts, desk.durable.mended)
+            )
+        )
+        names = ", ".join(f"{one.count} of {one.collection}" for one in differences)
+        self.stop(f"points differ from the primary's at LSN {found[0].lsn}: {names}")
+        self._ask_for_points()
+
+    def agree(self, ranges: Sequence[Bounds], lsn: int) -> None:
+        """Ranges that were mended were found equal at an LSN: digests are believed again when all are."""
+        scrub = self.desk.durable.scrub
+        if scrub is None or not scrub.is_mended or lsn < scrub.target_lsn:
+            return
+        left = tuple(one for one in scrub.differences if one.bounds not in ranges)
+        if left != scrub.differences:
+            self.desk.persist(scrub=msgspec.structs.replace(scrub, differences=left) if left else None)
+
+    def _ask_for_points(self) -> None:
+        desk, scrub = self.desk, self.desk.durable.scrub
+        self.asked_s = desk.now_s
+        if scrub is None or scrub.refusal or self.is_mending:
+            return
+        places = [point.place for one in scrub.differences for point in one.points]
+        ids = tuple((int.from_bytes(place[:8], "big"), place[8:]) for place in places)
+        desk.send(desk.durable.primary, PointsRequest(desk.log.tip, ids))
+
+    def _points(self, sender: str, message: Points) -> None:
+        desk, scrub = self.desk, self.desk.durable.scrub
+        is_asked = sender == desk.durable.primary and desk.durable.is_halted and not desk.is_replacing
+        if not is_asked or scrub is None or message.claim != desk.durable.promise:
+            return
+        if message.fork_lsn == desk.log.tip.lsn and not self.is_mending:
+            self.is_mending = True
+            desk.act(Mend(message, scrub.differences))
+
+    def _mended(self, message: Mended) -> None:
+        scrub, self.is_mending = self.desk.durable.scrub, False
+        if scrub is None or not self.desk.durable.is_halted:
+            return
+        mended = msgspec.structs.replace(scrub, is_mended=True, target_lsn=message.lsn, attempts=scrub.attempts + 1)
+        count = sum(one.count for one in scrub.differences)
+        self.desk.persist(scrub=mended, mended=self.desk.durable.mended + count)
+        self.dial()
 
     # -- the end of a rejoin -----------------------------------------------------------------------------------------
 
@@ -345,7 +428,7 @@ class Standby(Part):
         if rejoin is None:
             return
         if message.is_equal:
-            self.desk.persist(rejoin=None)
+            self.desk.persist(rejoin=None, scrub=None, verified=None, mended=0)
             self.desk.act(Discard())
         elif rejoin.verifies + 1 < self.desk.timing.bootstraps_max:
             self.desk.alarm("after the rejoin the digest is another one: everything is taken from a snapshot")
@@ -354,6 +437,23 @@ class Standby(Part):
             self.desk.play_role()
         else:
             self.desk.alarm("after the rejoin the digest is another one, again: abort it, and look at both disks")
+
+
+def _bounds(differences: Sequence[Difference]) -> set[Bounds]:
+    return {one.bounds for one in differences}
+
+
+def _refusal(differences: Sequence[Difference], attempts: int, mended: int) -> str:
+    """Return why points are not mended without a human; empty where they are."""
+    count = sum(one.count for one in differences)
+    if mended + count > MEND_POINTS_MAX:
+        before = f", and {mended} were mended before" if mended else ""
+        return f"{count} points differ{before}: more than the {MEND_POINTS_MAX} that are mended without a human"
+    if any(one.count != len(one.points) for one in differences):
+        return "what differs is not known point by point"
+    if attempts >= MENDS_MAX:
+        return f"they were mended {attempts} times, and differ again"
+    return ""
 
 
 def _joined(mine: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..backup.archive import Archive
@@ -18,6 +19,7 @@ from ..engine.contents import keep
 from ..engine.contents.export import export
 from ..engine.contents.incoming import Incoming
 from ..engine.contents.install import install
+from ..engine.contents.mend import Wanted, mend
 from ..engine.contents.outgoing import Outgoing
 from ..engine.contents.reset import reset
 from ..engine.engine import Engine
@@ -26,10 +28,11 @@ from ..errors import Unavailable
 from ..record import Record
 from ..replication.coding import encode_state
 from ..replication.driver import Left, ReplaceFailed
-from ..replication.durable import Durable
+from ..replication.durable import Difference, Durable
 from ..replication.log import Place
 from ..replication.messages import Points, Snapshot
 from ..replication.ticket import Ticket, TicketFile
+from . import log
 
 __all__ = ["StoreContents"]
 
@@ -63,6 +66,7 @@ class StoreContents:
         self._engine, self._replace, self._fetch, self._address = engine, replace, fetch, address
         self._archive = archive
         self._lock = threading.Lock()
+        self._log = log.logger()
         self._outgoing: tuple[Engine, Outgoing] | None = None
 
     # -- handed out --------------------------------------------------------------------------------------------------
@@ -128,6 +132,14 @@ class StoreContents:
         if failed:
             raise ReplaceFailed(engine) from failed[0]
         return engine
+
+    def mend(self, points: Points, differences: Sequence[Difference]) -> None:
+        """Make points that differ what the primary has read of them, durably."""
+        incoming = self._bring(points.claim.store_id, points.content)
+        wanted = {point.place: Wanted(point.lsn, one.lsn) for one in differences for point in one.points}
+        mended = mend(self._engine(), incoming.points, wanted)
+        incoming.discard()
+        self._log.warning("points mended", **asdict(mended))
 
     def _bring(self, store_id: str, content: Any) -> Incoming:
         ticket, address = Ticket.of(content), self._address(store_id)

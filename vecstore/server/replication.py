@@ -35,6 +35,7 @@ from .follow import Links, Self
 from .peers import AddressBook
 from .probe import Probe
 from .reach import Reach
+from .scrub import Scrub
 from .settings import Settings
 
 __all__ = ["Replication"]
@@ -104,7 +105,11 @@ class Replication:
             on_facts=lambda sender, data: self.on_facts(sender, data),
         )
         self.contents = StoreContents(
-            lambda: self.driver.engine, replace, self.reach.fetch, self.links.address, settings.server.archive
+            lambda: self.driver.engine,
+            lambda offline: self._replaced(offline, replace),
+            self.reach.fetch,
+            self.links.address,
+            settings.server.archive,
         )
         self.driver: Driver = Driver(
             engine,
@@ -117,6 +122,9 @@ class Replication:
             timing=_timing_of(settings),
             on_alarm=lambda text: self._log.warning("alarm", text=text),
         )
+        self.scrub = Scrub(self.driver, self.links.send, every_s=options.scrub_every_s, points=options.scrub_points)
+        self.on_scrub = self.scrub.receive
+        self.more.append(self.scrub.describe)
         wall_us, now_s = engine.clock.wall_us(), time.monotonic()
         self._lag = StandbyLag(applied_of(self.driver), wall_us, now_s)
         self.drills = Drills(lambda: self.driver.engine, self.describe, region=self._region)
@@ -132,6 +140,7 @@ class Replication:
     def start(self) -> None:
         """Begin."""
         self.driver.start()
+        self.scrub.start()
         self._steward.start()
 
     def close(self) -> None:
@@ -139,8 +148,14 @@ class Replication:
         self._closing.set()
         self.links.close()
         self._steward.join()
+        self.scrub.close()
         self.driver.close()
         self.contents.close()
+
+    def _replaced(self, offline: Callable[[str], Any], replace: Callable[[Callable[[str], Any]], Engine]) -> Engine:
+        """Let something be done to the folder of the closed store; whoever reads the store by itself lets go of it."""
+        with self.scrub.away():
+            return replace(offline)
 
     # -- what it says ------------------------------------------------------------------------------------------------
 

@@ -225,6 +225,10 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     ready_lag_s_max
         A standby that is more seconds behind is not ready to take over, as `doctor` and metrics say it; a promotion
         does not ask.
+    scrub_every_s
+        A primary compares the next range of points with each standby so often; 0 for never.
+    scrub_points
+        Points in one range.
     """
 
     standby_of: str = ""
@@ -246,6 +250,8 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     retry_s: Annotated[float, Meta(ge=0.5, le=3_600)] = 30.0
     frame_bytes_max: Annotated[int, Meta(ge=64 << 10, le=16 * MIB)] = 4 * MIB
     ready_lag_s_max: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
+    scrub_every_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    scrub_points: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
