@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import vecstore
+from tests.support.s3 import BUCKET, Door
 from vecstore.backup import layout
 from vecstore.backup.check import check_repository
 from vecstore.backup.exclusion import is_snapshot_pending, pending, pruning
 from vecstore.backup.prune import prune
-from vecstore.backup.repository import Repository, is_repository
+from vecstore.backup.repository import Repository, is_repository, look
 from vecstore.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 
 from .story import CONFIG, await_archive, digests
@@ -37,6 +38,27 @@ def test_objects_come_back_as_written(where: str) -> None:
         repository.read("objects/aa/small")
     with pytest.raises(NotFound):
         repository.stat("objects/aa/small")
+
+
+def test_a_look_changes_nothing_and_gives_up(where: str, tmp_path: Path) -> None:
+    """It tells a repository from a place that could be one, and a place that is not there is an error."""
+    if "://" not in where:
+        Path(where).mkdir()
+    assert not look(where, 5.0)
+    assert not look(where, 5.0), "the look before has made one"
+    Repository(where, create=True)
+    assert look(where, 5.0)
+    absent = "s3://no-such-bucket/log" if "://" in where else str(tmp_path / "absent")
+    with pytest.raises((NotFound, Unavailable), match=r"NoSuchBucket|there is none"):
+        look(absent, 5.0)
+
+
+def test_a_look_asks_once(door: Door) -> None:
+    """A repository that fails is not asked again and again: whoever looks wants to know now."""
+    door.mood = "503"
+    with pytest.raises(Unavailable):
+        look(f"s3://{BUCKET}/looked-at", 5.0)
+    assert door.refused == 1
 
 
 def test_create_only_means_that_one_wins(where: str) -> None:

@@ -167,6 +167,7 @@ def test_a_gpu_for_a_gpu_is_enough() -> None:
         ({"seen_lsn": 0}, KNOWN, {"lag"}),
         ({"status": "dialling", "lag": {"records": 0, "seconds": 31.0}}, KNOWN, {"lag"}),
         ({"certificates": None}, KNOWN, {"certificates"}),
+        ({"devices": None}, KNOWN, {"device"}),
         ({"archive": Archive("s3://b", answered=False, age_s=2.0)}, KNOWN, {"archive"}),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
+import json
 import socket
 import ssl
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from vecstore.errors import InvalidArgument
 from vecstore.server.auth import AuthSettings, entry_text
 from vecstore.server.caller import Grant
 from vecstore.server.node import Node
-from vecstore.server.settings import TLSSettings
+from vecstore.server.settings import ReplicationSettings, TLSSettings
 from vecstore.wire.methods import METHODS
 from vecstore.wire.v1 import store_pb2 as pb
 
@@ -251,3 +252,27 @@ def test_files_that_cannot_be_used_are_named(
         serving_node(store, tls=TLSSettings(**files), auth=auth),
     ):
         pass
+
+
+def test_the_doctor_counts_the_days_of_certificates(tmp_path: Path) -> None:
+    """Those that are served, believed and shown to others, each by its option; one that ends tomorrow is too old."""
+    authority = Authority(tmp_path / "authority")
+    (certificate, key), (shown, shown_key) = authority.issue("server", LOCAL), authority.issue("store")
+    (tmp_path / "tokens.toml").write_text(entry_text("anyone", "secret", [Grant("admin")]))
+    replication = ReplicationSettings(certificate=str(shown), key=str(shown_key), ca=str(tmp_path / "absent.pem"))
+    tls = TLSSettings(certificate=str(certificate), key=str(key), client_ca=str(authority.file))
+    auth = AuthSettings(tokens=str(tmp_path / "tokens.toml"))
+    with (
+        vecstore.open(str(tmp_path / "store")) as database,
+        serving_node(database, tls=tls, auth=auth, replication=replication) as served,
+    ):
+        done, text = served.replication.commands.run("doctor", b"{}")
+    (check,) = (check for check in json.loads(text)["checks"] if check["name"] == "certificates")
+    assert done and check["state"] == "warn"
+    for part in (
+        "tls.certificate: 1 days",
+        "tls.client_ca: 1 days",
+        "replication.certificate: 1 days",
+        "absent.pem cannot be read",
+    ):
+        assert part in check["found"]

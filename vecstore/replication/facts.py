@@ -119,6 +119,8 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
         Most rows of a shard without an index; with more than that, upserts wait.
     build_problem
         Why indexes are not built; empty while they are.
+    devices
+        None where there are GPUs that have not told how they are.
     refused_segments
         Segments that no GPU took.
     archive
@@ -142,7 +144,7 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
     unindexed_rows: int = 0
     unindexed_rows_max: int = 0
     build_problem: str = ""
-    devices: Sequence[Device] = ()
+    devices: Sequence[Device] | None = ()
     refused_segments: int = 0
     archive: Archive | None = None
     certificates: Sequence[Certificate] | None = ()

@@ -216,6 +216,10 @@ def _processors(here: Here, primary: Known | None) -> Check:
 
 def _device(here: Here, primary: Known | None) -> Check:
     mine, asked = here.facts, "GPUs that take what the primary's GPUs hold, where it has some"
+    if here.devices is None:
+        return Check(
+            "device", "unknown", "the GPUs here have not told how they are", asked, "`vecstore status`, the driver"
+        )
     down = [f"{device.name}: {device.problem}" for device in here.devices if device.problem]
     if down:
         return Check(

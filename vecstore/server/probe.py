@@ -14,6 +14,7 @@ __all__ = ["Answer", "Probe"]
 T = TypeVar("T")
 AGAIN_S = 10.0
 """What failed is asked again after so long, at the latest."""
+PROBLEM_TEXT_MAX = 300
 
 
 class Answer(NamedTuple, Generic[T]):
@@ -35,7 +36,7 @@ class Answer(NamedTuple, Generic[T]):
         if self.error is None:
             return ""
         text = str(self.error.args[0] if isinstance(self.error, VecstoreError) else self.error)
-        return " ".join(text.split()) or type(self.error).__name__
+        return " ".join(text.split())[:PROBLEM_TEXT_MAX] or type(self.error).__name__
 
 
 class Probe(Generic[T]):

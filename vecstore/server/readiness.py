@@ -2,8 +2,8 @@
 
 Every few seconds a primary's frames carry what it says of itself (`Facts`). A standby keeps what its primary last said
 in a small file in the store's folder, since it is asked about it when that primary is gone. What may hang, which is a
-repository and the disk that certificates are on, is asked by threads of its own (`Probe`), and an answer that does not
-come is an answer too: a question to the doctor takes seconds at most, whatever else is out of reach.
+repository, the disk that certificates are on and a GPU's driver, is asked by threads of its own (`Probe`), and an
+answer that does not come is an answer too: a question to the doctor takes seconds at most, whatever is out of reach.
 
 Nothing waits for any of this: no write, no promotion, no stream.
 """
@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -103,9 +103,11 @@ class Readiness:
         self._file = Path(self._engine.directory.path) / PRIMARY_FILE
         self._heard, self._is_saved, self._save_s = _read(self._file), True, 0.0
         self._heard_s: float | None = None
+        self._heard_some = threading.Event()
         self._brief: tuple[float, Mapping[str, Any] | None] = (float("-inf"), None)
         self._files = Probe("files", self._look_at_files)
         self._archive = Probe("archive", self._look_at_archive)
+        self._devices = Probe("devices", self._look_at_devices)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="vecstore-readiness", daemon=True)
         replication.facts, replication.on_facts, replication.readiness = self.told, self.hear, self.brief
@@ -143,6 +145,7 @@ class Readiness:
             return
         self._heard = _Heard(sender, _CLOCK.wall_us() / 1e6, facts)
         self._heard_s, self._is_saved = time.monotonic(), False
+        self._heard_some.set()
 
     def _save(self) -> None:
         heard = self._heard
@@ -192,9 +195,14 @@ class Readiness:
             raise InvalidArgument(f"doctor: options: {exc}") from exc
         deadline_s = time.monotonic() + given.wait_s
         self._begin_probes(PROBE_FRESH_S)
-        self._files.wait(given.wait_s)
+        for probe in (self._files, self._devices):
+            probe.wait(deadline_s - time.monotonic())
         if self._settings.server.archive:
             self._archive.renew(PROBE_FRESH_S, deadline_s - time.monotonic())
+        if self._known() is None and self._replication.driver.member.status == "following":
+            # It comes with one of the next frames.
+            self._heard_some.clear()
+            self._heard_some.wait(deadline_s - time.monotonic())
         self._mine = self._facts()
         described = self._replication.describe()
         return True, msgspec.json.encode(self._report(described)).decode()
@@ -236,13 +244,14 @@ class Readiness:
 
     def _begin_probes(self, older_than_s: float) -> None:
         self._files.begin(older_than_s)
+        self._devices.begin(min(older_than_s, TEND_S))
         if self._settings.server.archive:
             self._archive.begin(older_than_s)
 
     def _facts(self) -> Facts:
         engine, settings = self._engine, self._settings
         key, callers = key_of(engine.identity_secret), self._auth.known_by()
-        devices = engine.accelerator.status() if engine.accelerator is not None else []
+        devices = self._device_statuses() or []
         busy, reads, writes = self._load.highest()
         return Facts(
             version=__version__,
@@ -267,7 +276,7 @@ class Readiness:
         engine, settings = self._engine, self._settings
         config, builder, accelerator = engine.config, engine.builder, engine.accelerator
         files = self._files.answer
-        devices = accelerator.status() if accelerator is not None else []
+        devices = self._device_statuses()
         return Here(
             described=described,
             facts=self._mine or self._facts(),
@@ -280,7 +289,7 @@ class Readiness:
             unindexed_rows=_unindexed_rows(engine),
             unindexed_rows_max=config.unsealed_rows_max,
             build_problem="" if builder is None or builder.failed is None else str(builder.failed),
-            devices=[Device(str(one["device"]), _device_problem(one)) for one in devices],
+            devices=None if devices is None else [Device(str(one["device"]), _device_problem(one)) for one in devices],
             refused_segments=len(accelerator.devices.refused) if accelerator is not None else 0,
             archive=self._found_archive(),
             certificates=None if files is None or files.value is None else files.value.certificates,
@@ -302,6 +311,19 @@ class Readiness:
         from ..backup.repository import look
 
         return look(self._settings.server.archive, LOOK_S)
+
+    def _look_at_devices(self) -> Sequence[Mapping[str, Any]]:
+        accelerator = self._engine.accelerator
+        return [] if accelerator is None else accelerator.status()
+
+    def _device_statuses(self) -> Sequence[Mapping[str, Any]] | None:
+        """Return what each GPU says of itself, as of lately; None where they do not answer."""
+        if self._engine.accelerator is None:
+            return []
+        answer = self._devices.answer
+        if answer is None or self._devices.waiting_s > TEND_S:
+            return None
+        return answer.value
 
     def _look_at_files(self) -> _Files:
         tls, stores = self._settings.tls, self._settings.replication
