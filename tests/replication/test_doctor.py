@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.serve import ROOT
 from vecstore.server.readiness import PRIMARY_FILE
 
@@ -40,6 +42,8 @@ def test_a_standby_says_whether_it_could_take_over(tmp_path: Path) -> None:
     with a.running():
         with a.database() as database:
             put(database, 0, 100)
+        report = eventually(lambda: doctor(a)[1], lambda report: report["ready"], words=a.logs)
+        assert not any(check["name"].startswith("slot") for check in report["checks"])
         b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west", *archive)
         with b.running():
             report = ready(b)
@@ -71,6 +75,7 @@ def test_a_standby_says_whether_it_could_take_over(tmp_path: Path) -> None:
             assert verdict.done, verdict.text
 
 
+@pytest.mark.slow  # tests/replication/test_static_stability.py shows in short that it is remembered
 def test_a_standby_knows_what_its_primary_had(tmp_path: Path) -> None:
     """It remembers it over a restart, with its age; without it nothing of the primary is known, and none of it ok."""
     a = Store(tmp_path / "a", "--region", "east")
@@ -95,13 +100,3 @@ def test_a_standby_knows_what_its_primary_had(tmp_path: Path) -> None:
             names = ("lag", "memory", "processors", "device", "config", "tokens", "version", "archive")
             assert states(report) == dict.fromkeys(names, "unknown")
             assert report["primary"]["age_s"] is None
-
-
-def test_the_doctor_refuses_to_cut_the_log_of_a_server(tmp_path: Path) -> None:
-    """Accepting a loss is for a closed store; a store that nobody follows has nothing of a standby's to say."""
-    a = Store(tmp_path / "a")
-    with a.running():
-        code, report = doctor(a, "--accept-loss")
-        assert (code, report["error"]["kind"]) == (1, "InvalidArgument")
-        code, report = doctor(a)
-        assert (code, report["role"]) == (0, "primary"), report

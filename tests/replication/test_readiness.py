@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vecstore.clock import SystemClock
 from vecstore.replication.facts import Archive, Certificate, Device, Facts, Here, Known
@@ -269,6 +271,23 @@ def test_callers_are_compared_without_their_secrets(tmp_path: Path) -> None:
     assert code != code_of(key, known_by(tmp_path, reader, ("writer", "2", writer[2])))
     assert code != code_of(key_of(b"secret of another"), both)
     assert code_of(key, known_by(tmp_path, peer)) == ""
+
+
+def test_grants_of_any_kind_and_keys_are_compared(tmp_path: Path) -> None:
+    """A caller with grants on all and on some collections has one form, whatever their order; keys of JWTs count."""
+    some, every = Grant("read", frozenset({"b", "a"})), Grant("read")
+    key, file = key_of(b"secret"), tmp_path / "tokens.toml"
+    codes = set()
+    for grants in ((some, every), (every, some)):
+        file.write_text(entry_text("both", "secret", grants))
+        codes.add(code_of(key, Authenticator(AuthSettings(tokens=str(file)), SystemClock()).known_by()))
+    assert len(codes) == 1
+    for _ in range(2):
+        pem = Ed25519PrivateKey.generate().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / "keys.pem").write_bytes(pem)
+        settings = AuthSettings(jwt_keys=str(tmp_path / "keys.pem"), jwt_issuer="i", jwt_audience="a")
+        codes.add(code_of(key, Authenticator(settings, SystemClock()).known_by()))
+    assert len(codes) == 3
 
 
 def test_the_load_is_that_of_the_highest_minute() -> None:

@@ -80,8 +80,10 @@ def staged(folder: Path, archive: str, end: Callable[[], None], environment: Map
 
 def asked(store: Store) -> dict[str, Any]:
     """Return what the doctor says."""
+    start_s = time.monotonic()
     verdict = store.command("doctor")
     assert verdict.done
+    assert time.monotonic() - start_s < TAKEOVER_S_MAX
     report: dict[str, Any] = json.loads(verdict.text)
     return report
 
@@ -123,8 +125,6 @@ def test_a_takeover_needs_nothing_beyond_its_machine(tmp_path: Path, monkeypatch
         with staged(tmp_path, f"s3://{BUCKET}/log", outside.close, s3_environment(repository)) as scene:
             standby = scene.standby
             scene.cut()
-            _, _, took_s = doctor(standby)
-            assert took_s < TAKEOVER_S_MAX
             report = eventually(lambda: asked(standby), lambda report: states(report)["archive"] == "warn")
             found = states(report)
             assert found.pop("archive") == "warn"
@@ -167,3 +167,4 @@ def test_a_standby_that_starts_alone_takes_over(tmp_path: Path) -> None:
         assert set(found.values()) == {"ok"}, found
         assert report["primary"]["age_s"] > 0
         assert take_over(standby) < TAKEOVER_S_MAX
+        standby.kill()

@@ -319,7 +319,8 @@ class Authenticator:
 def _plain(caller: Caller) -> list[Any]:
     """Return a caller's grants on data."""
     grants = [grant for grant in caller.grants if grant.role != "replicate"]
-    return sorted([grant.role, "*" if grant.collections is None else sorted(grant.collections)] for grant in grants)
+    plain = [[grant.role, "*" if grant.collections is None else sorted(grant.collections)] for grant in grants]
+    return sorted(plain, key=json.dumps)
 
 
 def _reason(error: Exception) -> str:
