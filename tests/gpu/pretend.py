@@ -352,7 +352,6 @@ class _Lists:
         self.cp = index.cp
 
     ntotal = property(lambda self: self._index.ntotal)
-    pq = property(lambda self: self._index.pq)
 
     def train(self, rows: Any) -> None:
         """Train."""
@@ -383,6 +382,8 @@ class _Scalar(_Lists):
 
 
 class _Product(_Lists):
+    pq = property(lambda self: self._index.pq)
+
     def __init__(self, resources: Any, dims: int, lists: int, pieces: int, bits: int, metric: int, config: Any) -> None:
         assert isinstance(resources, _Resources) and isinstance(config, _ProductConfig)
         half: bool = config.useFloat16LookupTables  # type: ignore[attr-defined]

@@ -101,6 +101,7 @@ def test_what_is_pretended_has_real_names() -> None:
         (pretend._Pool, cupy.cuda.MemoryPool),
         (pretend._Module, cupy.RawModule),
         (pretend._Resources, faiss.StandardGpuResources),
+        (pretend._Product, faiss.GpuIndexIVFPQ),
         (pretend._Lists, faiss.GpuIndexIVFPQ),
         (pretend._Lists, faiss.GpuIndexIVFScalarQuantizer),
     ]

@@ -187,6 +187,22 @@ def test_compose_scrapes_what_the_alerts_ask_for() -> None:
         assert yaml.safe_load(compose["configs"][name]["content"])["apiVersion"] == 1
 
 
+def test_the_server_on_gpus_stands_in_for_the_other() -> None:
+    """Its image has the extra for GPUs and may use them; its container is given one, is scraped, and has the volume."""
+    (compose,) = documents(DEPLOY / "compose.yaml")
+    cpu, gpu = compose["services"]["server"], compose["services"]["server-gpu"]
+    assert gpu["build"]["target"] == "gpu" and gpu["profiles"] == ["gpu"]
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert "server" in gpu["networks"]["default"]["aliases"]
+    assert gpu["volumes"] == cpu["volumes"]
+    stage = DOCKERFILE[DOCKERFILE.index("FROM runtime AS gpu") : DOCKERFILE.index("FROM runtime AS cpu")]
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in stage  # CUDA, and NVML
+    assert re.search(r"CUPY_CACHE_DIR=/tmp/", stage)
+    assert re.search(r"FROM build AS build-gpu\n(.*\n)+?.*\$1\[gpu,server\]", DOCKERFILE)
+    assert "--from=build-gpu" in stage
+
+
 @pytest.mark.parametrize("file", [*MANIFESTS, TEMPLATE, STANDBY], ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_manifests_keep_to_the_schemas_of_kubernetes(file: Path) -> None:
     """Every manifest is what Kubernetes allows, with no name that it does not know."""
