@@ -217,10 +217,14 @@ class Report:
     out: Path
     arguments: dict[str, Any]
     answers: list[Answer] = field(default_factory=list)
+    as_it_goes: bool = False
+    """Whether the file is written with every answer, so that a run that is cut leaves those before."""
 
     def add(self, answer: Answer) -> None:
         """Take an answer, and show it at once: long runs should not be silent."""
         self.answers.append(answer)
+        if self.as_it_goes:
+            self._write(whole=False)
         cells = answer.cells()
         print(f"  {cells[0]}: {cells[1]}  [{cells[2]} {cells[3]}]  {cells[4]}", flush=True)
 
@@ -229,20 +233,32 @@ class Report:
         header = ("question", "measured", "target", "met", "detail")
         print(f"\n{self.script} on {self.data}: {self.question}")
         print(table([header, *(answer.cells() for answer in self.answers)]))
-        return write_json(
-            self.out / f"{self.script}-{self.data}.json",
-            {
-                "script": self.script,
-                "question": self.question,
-                "data": self.data,
-                "arguments": self.arguments,
-                "answers": [answer.as_json() for answer in self.answers],
-            },
-        )
+        path = self._write(whole=True)
+        print(f"written: {path}", flush=True)
+        return path
+
+    def _write(self, *, whole: bool) -> Path:
+        content: dict[str, Any] = {
+            "script": self.script,
+            "question": self.question,
+            "data": self.data,
+            "arguments": self.arguments,
+            "answers": [answer.as_json() for answer in self.answers],
+        }
+        if not whole:
+            content["cut"] = "the run did not come to its end"
+        return save_json(self.out / f"{self.script}-{self.data}.json", content)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write content with date, machine and library versions."""
+    """Write content with date, machine and library versions, and say where."""
+    save_json(path, content)
+    print(f"written: {path}", flush=True)
+    return path
+
+
+def save_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write content with date, machine and library versions; the file before is there until this one is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -250,8 +266,9 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
         "versions": versions(),
         **content,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"written: {path}", flush=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
     return path
 
 

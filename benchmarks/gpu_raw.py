@@ -5,6 +5,7 @@ With the backend "host", which runs anywhere, the raw side is FAISS on the CPU a
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -12,11 +13,23 @@ import faiss
 import numpy as np
 from dataset import Floats
 
+from vecstore.index import device
 from vecstore.index.budget import TRAIN_ITERATIONS, TRAIN_ROWS_PER_LIST, layout
 
-__all__ = ["Raw", "described", "gathered_scan", "limit_per_s", "limits", "memory_used_bytes"]
+__all__ = ["Raw", "described", "gathered_scan", "limit_per_s", "limits", "memory_used_bytes", "missing"]
 
 ADD_ROWS = 65_536
+
+
+def missing(backend: str) -> str:
+    """Return why nothing can be measured here; empty where it can."""
+    if backend != "cuda":
+        return ""
+    if not device.has_gpu_code():
+        return "the FAISS that is installed has no GPU code, or CuPy is missing: install vecstore-db[gpu]"
+    if not device.found():
+        return "no NVIDIA GPU can be seen: look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+    return "" if faiss.get_num_gpus() else "FAISS sees no GPU: is the driver recent enough for its CUDA?"
 
 
 class Raw:
@@ -144,10 +157,12 @@ def memory_used_bytes(backend: str) -> int:
         return 0
     try:
         import pynvml
-
+    except ImportError:
+        return 0
+    try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
-    except ImportError:
+    except pynvml.NVMLError:
         return 0
 
 
@@ -164,11 +179,9 @@ def described(backend: str) -> dict[str, str]:
         "cuda_runtime": str(runtime.runtimeGetVersion()),
         "cupy": str(cupy.__version__),
     }
-    try:
+    with contextlib.suppress(Exception):  # a name more or less
         import pynvml
 
         pynvml.nvmlInit()
         found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
-    except ImportError:
-        pass
     return found
