@@ -293,11 +293,16 @@ class Cupy:
 
 
 class _Resources:
-    temp = 0
+    temp = calls = overflows = 0
 
     def setTempMemory(self, size: int) -> None:  # noqa: N802  (FAISS's names from here on)
         """Set the size of the scratch."""
-        self.temp = size
+        self.temp = min(size, 3 << 29)
+
+    def getTempMemoryAvailable(self, device: int) -> int:  # noqa: N802
+        """Return what the scratch has left."""
+        assert device == 0
+        return self.temp
 
     def setPinnedMemory(self, size: int) -> None:  # noqa: N802
         """Set the size of what copies go through."""
@@ -342,13 +347,14 @@ def _read(pointer: tuple[str, int], count: int, dtype: Any) -> Any:
 
 
 class _Lists:
-    """An index with lists: faiss-cpu's, with the limits of the GPU's, and its deafness to selections."""
+    """An index with lists: faiss-cpu's, with the limits of the GPU's, its appetite, and its deafness to selections."""
 
-    def __init__(self, index: Any, quantiser: Any, config: Any) -> None:
+    def __init__(self, resources: Any, index: Any, quantiser: Any, config: Any) -> None:
+        assert isinstance(resources, _Resources)
         assert config.device == 0 and not config.use_cuvs, "FAISS's own lists are asked for"
         quantiser.this.disown()
         index.own_fields = True
-        self._index = index
+        self._resources, self._index = resources, index
         self.cp = index.cp
 
     ntotal = property(lambda self: self._index.ntotal)
@@ -365,8 +371,19 @@ class _Lists:
         """Give back what lists have beyond need."""
         return 0
 
+    def getListLength(self, number: int) -> int:  # noqa: N802
+        """Return the rows of a list."""
+        length: int = self._index.invlists.list_size(number)
+        return length
+
+    def _exceeds(self, count: int, probes: int, k: int) -> bool:
+        """Whether the real one would allocate beyond its scratch."""
+        raise NotImplementedError
+
     def search(self, queries: Any, k: int, *, params: Any) -> tuple[Any, Any]:
         """Search, whatever is selected."""
+        self._resources.calls += 1
+        self._resources.overflows += self._exceeds(len(queries), min(params.nprobe, self._index.nlist), k)
         assert type(k) is int and 0 < k <= WIDTH_MAX and 0 < params.nprobe <= WIDTH_MAX
         return self._index.search(queries, k, params=faiss.SearchParametersIVF(nprobe=params.nprobe))  # type: ignore[no-any-return]
 
@@ -375,21 +392,30 @@ class _Scalar(_Lists):
     def __init__(
         self, resources: Any, dims: int, lists: int, kind: int, metric: int, residual: bool, config: Any
     ) -> None:
-        assert isinstance(resources, _Resources) and isinstance(config, _Config)
+        assert isinstance(config, _Config)
         quantiser = faiss.IndexFlat(dims, metric)
         index = faiss.IndexIVFScalarQuantizer(quantiser, dims, lists, kind, metric, residual)
-        super().__init__(index, quantiser, config)
+        super().__init__(resources, index, quantiser, config)
+
+    def _exceeds(self, count: int, probes: int, k: int) -> bool:
+        return count * probes * k * 12 > self._resources.temp
 
 
 class _Product(_Lists):
     pq = property(lambda self: self._index.pq)
 
     def __init__(self, resources: Any, dims: int, lists: int, pieces: int, bits: int, metric: int, config: Any) -> None:
-        assert isinstance(resources, _Resources) and isinstance(config, _ProductConfig)
+        assert isinstance(config, _ProductConfig)
         half: bool = config.useFloat16LookupTables  # type: ignore[attr-defined]
         assert pieces * 256 * (2 if half else 4) <= 49_152, "tables beyond shared memory"
         quantiser = faiss.IndexFlat(dims, metric)
-        super().__init__(faiss.IndexIVFPQ(quantiser, dims, lists, pieces, bits, metric), quantiser, config)
+        super().__init__(resources, faiss.IndexIVFPQ(quantiser, dims, lists, pieces, bits, metric), quantiser, config)
+
+    def _exceeds(self, count: int, probes: int, k: int) -> bool:
+        longest = max(self.getListLength(number) for number in range(self._index.nlist))
+        tables, scores = probes * self.pq.M * 256 * 4, probes * longest * 4
+        fit = self._resources.temp // (2 * (tables + scores + (probes + 1) * 8 + min(probes, 8) * k * 12))
+        return bool(fit < count and (fit < 8 or not fit))
 
 
 class _Graph:

@@ -86,6 +86,22 @@ def test_rows_are_compared_in_parts_that_fit_the_scratch(metric: Metric, faiss: 
     assert faiss.overflows == 0
 
 
+@pytest.mark.parametrize("kind", ["ivf_sq", "ivf_pq"])
+def test_lists_are_searched_for_as_many_queries_as_the_scratch_has_room_for(kind: str, tmp_path: Path) -> None:
+    """With all lists looked at and many candidates, FAISS is asked in parts, and finds what it finds at once."""
+    vectors, queries = mixture(5_000, 16, 1), mixture(200, 16, 2)
+    found, calls = [], []
+    for number, scratch in enumerate((4 << 30, 16 << 20)):
+        backend = gpu.CudaBackend(WorkerOptions(budget_bytes=1 << 30, scratch_bytes=scratch))
+        (tmp_path / str(number)).mkdir()
+        held = held_on(backend, tmp_path / str(number), vectors, "l2", kind)
+        found.append(backend.search(held.built, queries, Find(300, 0))[1])
+        calls.append(backend._resources.calls)
+        assert backend._resources.overflows == 0
+    assert calls[0] == 1 < calls[1]
+    assert np.array_equal(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     ("kind", "metric", "factor"),
     [("ivf_sq", "l2", 1e6), ("ivf_sq", "ip", 1e6), ("ivf_sq", "l2", 1e-4), ("ivf_pq", "l2", 1e6)],

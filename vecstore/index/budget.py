@@ -31,6 +31,8 @@ __all__ = [
     "layout",
     "need",
     "queries_max",
+    "scan_bytes",
+    "scanned_at_once",
     "tile_of",
 ]
 
@@ -204,6 +206,37 @@ def queries_max(scratch_bytes: int, dim: int, candidates: int) -> int:
     """
     each = 6 * dim + 24 * candidates + 64
     return max(1, scratch_bytes // 4 // each)
+
+
+def scan_bytes(choice: Choice, probes: int, candidates: int, longest: int) -> int:
+    """Return what FAISS takes of its scratch for one query of an index with lists, from its GPU sources.
+
+    Parameters
+    ----------
+    choice
+        The index.
+    probes, candidates
+        Lists that are looked at, and rows taken.
+    longest
+        Rows of its longest list.
+    """
+    call = 4 * choice.width + 12 * candidates + 12 * probes
+    if choice.kind == "ivf_sq":
+        # The nearest of each list, and where they lie (`IVFINT_RUN`), for all queries of a call at once.
+        return call + 12 * probes * candidates
+    # Two streams, each with tables, all distances, and the nearest of eight parts (`getIVFPQPerQueryTempMemory`).
+    tables = 4 * 256 * choice.pieces * probes
+    return call + 2 * (tables + 8 * (probes + 1) + 4 * probes * longest + 12 * min(probes, 8) * candidates)
+
+
+def scanned_at_once(choice: Choice, each: int, scratch_bytes: int) -> int:
+    """Return how many queries an index with lists is searched for at once, given what one takes: at least 1.
+
+    Lists of scalar codes are searched for all of them together. With product codes FAISS takes as many at a time as
+    its scratch has room for, but where that is fewer than 8 it allocates.
+    """
+    fit = max(1, scratch_bytes * 3 // 4 // each)
+    return fit if choice.kind == "ivf_sq" or fit < 8 else 1 << 15
 
 
 def tile_of(item_bytes: int, dim: int) -> tuple[int, int]:

@@ -5,8 +5,8 @@ other, and one ledger, to which every allocation is admitted before it is made. 
 any other CUDA error aborts the process, or ends it through an exception that nobody catches: the engine starts another.
 
 Flat rows are an array of CuPy's, compared by FAISS's brute force: `GpuIndexFlat` would copy all of them with each block
-that is added. It is handed no more rows and queries at once than its scratch has room for; what it takes beyond, in a
-search that looks at very many lists, it allocates itself, and gives back.
+that is added. FAISS is handed no more rows and queries at once than its scratch has room for: what it has none for it
+allocates in every call, past the ledger.
 
 cuVS, where the wheel has it, makes graphs alone. Lists are FAISS's own in every wheel: it hands cuVS no lists of
 float16 rows, whatever the configuration asks for, and ignores their selections then; and cuVS's lists of product codes
@@ -28,7 +28,18 @@ from ..errors import EngineMissing
 from ..values import Metric
 from .backend import Built, Find, Mask, selected
 from .base import Floats, Rows
-from .budget import BLOCK_ROWS, GRAPH_DEGREE, GRAPH_DEGREE_BUILD, TRAIN_ITERATIONS, Choice, Ledger, NoRoom, tile_of
+from .budget import (
+    BLOCK_ROWS,
+    GRAPH_DEGREE,
+    GRAPH_DEGREE_BUILD,
+    TRAIN_ITERATIONS,
+    Choice,
+    Ledger,
+    NoRoom,
+    scan_bytes,
+    scanned_at_once,
+    tile_of,
+)
 from .channel import WorkerOptions
 from .host import padded, training_rows, unscaled
 from .kernels import SOURCE, THREADS
@@ -78,6 +89,8 @@ class CudaBackend:
         self._pool = cupy.get_default_memory_pool()
         self._stage = _Stage(self._stream)
         self._warm_up()
+        # FAISS gives itself no more than 1.5 GiB, and less on small devices, whatever it was told.
+        self._scratch_bytes = min(options.scratch_bytes, int(self._resources.getTempMemoryAvailable(0)))
         free, _ = cupy.cuda.runtime.memGetInfo()
         # As much again as FAISS's scratch is CuPy's, for queries, answers and candidates.
         budget = options.budget_bytes or int(_SHARE * max(0, free - options.scratch_bytes))
@@ -130,7 +143,7 @@ class CudaBackend:
             data = yield from self._flat(source, scale)
             return Built(choice, source.rows, found.longest, scale, data, found.is_coarse)
         if choice.kind == "cagra":
-            return Built(choice, source.rows, found.longest, scale, self._graph(source))
+            return Built(choice, source.rows, found.longest, scale, (*self._graph(source), 0))
         index = self._lists(source.metric, choice)
         index.train(training_rows(source, choice, seed) * np.float32(scale))
         yield
@@ -139,7 +152,8 @@ class CudaBackend:
             index.add(padded(block, choice.width) * np.float32(scale))
             yield
         index.reclaimMemory()
-        return Built(choice, source.rows, found.longest, scale, (source.metric, index), found.is_coarse)
+        longest = max(int(index.getListLength(number)) for number in range(choice.lists))
+        return Built(choice, source.rows, found.longest, scale, (source.metric, index, longest), found.is_coarse)
 
     def _flat(self, source: Source, scale: float) -> Generator[None, None, tuple[Metric, Any, Any]]:
         """Upload rows as float16, times a scale; with their squared lengths under l2."""
@@ -209,7 +223,7 @@ class CudaBackend:
 
     def _searched(self, built: Built, queries: Floats, find: Find, mask: Mask | None) -> tuple[Floats, Rows]:
         choice, scale = built.choice, np.float32(built.scale)
-        metric, index = built.data
+        metric, index, longest = built.data
         assert find.candidates <= self.candidates_max, "more candidates than the device gives"
         bits = None if mask is None else np.packbits(mask, bitorder="little")
         selector = None if bits is None else faiss.IDSelectorBitmap(bits)
@@ -217,10 +231,16 @@ class CudaBackend:
             parameters = faiss.SearchParametersCagra()
             parameters.itopk_size = -(-max(find.ef, find.candidates) // 32) * 32
             parameters.sel = selector
+            step = len(queries)
         else:
             probes = min(find.probes or choice.lists, choice.lists, self.candidates_max)
             parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
-        scores, rows = index.search(padded(queries, choice.width) * scale, find.candidates, params=parameters)
+            step = scanned_at_once(choice, scan_bytes(choice, probes, find.candidates, longest), self._scratch_bytes)
+        wide = padded(queries, choice.width) * scale
+        parts = [
+            index.search(wide[at : at + step], find.candidates, params=parameters) for at in range(0, len(wide), step)
+        ]
+        scores, rows = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
         # Graphs say "no row" by the largest number that they have.
         rows = np.where((rows < 0) | (rows >= index.ntotal), -1, rows).astype(np.int64)
         return unscaled(metric, scores, rows, built.scale), rows
