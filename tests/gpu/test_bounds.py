@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vecstore.index import overfetch
-from vecstore.index.bounds import HALF_TOP, left_out, scale_of
+from vecstore.index.bounds import HALF_TOP, TABLE_RANGE, TABLE_TOP, left_out, scale_of
 from vecstore.values import Metric
 
 
@@ -42,6 +42,13 @@ def test_few_selected_rows_are_scanned_for() -> None:
     assert not overfetch.scans(10, 500_000, 1_000_000, 2_048)
     assert overfetch.scans(1_500, 500_000, 1_000_000, 2_048)
     assert not overfetch.scans(1_500, 500_000, 1_000_000, 1_000_000)
+
+
+def test_unit_rows_of_product_codes_stay() -> None:
+    """Rows of unit length are not scaled: their residuals are taken of centroids of unit length."""
+    for longest, scale in ((1.0, 1.0), (0.9999, 1.0), (1.0001, 1.0), (0.75, 2.0), (1.5, 1.0), (1e6, 2.0**-20)):
+        assert scale_of(longest, TABLE_TOP) == scale
+    assert (TABLE_RANGE + 2 * TABLE_TOP) ** 2 < 65_504
 
 
 @given(st.floats(1e-30, 1e30))

@@ -32,18 +32,23 @@ HALF_FLOOR = 2.0**-8
 """A row whose largest component lies below, in the segment's scale, has lost bits that searches may need."""
 HALF_RANGE = 60_000.0
 """A query with a larger component, in the segment's scale, has no float16 form."""
-TABLE_TOP = 16.0
-"""Where the longest row of product codes comes to lie: tables of their distances are float16 where there are many."""
+TABLE_TOP = 1.5
+"""Where the longest row of product codes comes to lie, or at half of it: tables of their distances are float16 where
+there are many codes. Rows of unit length stay as they are: under inner products the centroids that are taken off them
+have unit length, too.
+"""
 TABLE_RANGE = 200.0
-"""A longer query, in the scale of product codes, could have distances beyond float16's end: (200 + 2 x 16)^2 is not."""
+"""A longer query, in the scale of product codes, could have distances beyond float16: (200 + 2 x 1.5)^2 is within."""
 _HALF, _TINY, _SINGLE = 2.0**-10, 2.0**-23, 2.0**-22
 
 
 def scale_of(largest: float, top: float = HALF_TOP) -> float:
-    """Return the power of two by which rows are multiplied, so that what is largest of them comes near the top."""
+    """Return the power of two by which rows are multiplied, so that their largest comes to lie in (top / 2, top]."""
     if not 0.0 < largest < math.inf:
         return 1.0
-    return math.ldexp(1.0, max(-60, min(60, int(math.log2(top)) - math.frexp(largest)[1])))
+    mantissa, exponent = math.frexp(largest / top)
+    # One half exactly is the top already, once it is doubled.
+    return math.ldexp(1.0, max(-60, min(60, -exponent + (mantissa == 0.5))))
 
 
 def left_out(

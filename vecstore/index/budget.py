@@ -140,7 +140,8 @@ def need(kind: str, rows: int, dim: int, metric: Metric = "l2") -> Need:
     block = min(rows, BLOCK_ROWS)
     if kind == "flat":
         serve = rows * (2 * dim + (4 if metric == "l2" else 0))
-        return Need(0, serve + block * 6 * dim, serve)
+        # A block as it came and times the scale; then its float32 form again, and that squared.
+        return Need(0, serve + block * 8 * dim, serve)
     if kind == "cagra":
         serve = rows * (4 * dim + 4 * GRAPH_DEGREE)
         # The rows are handed over at once; the first graph is wider, and its codes and lists are gone afterwards.
