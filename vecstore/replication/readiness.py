@@ -118,19 +118,17 @@ _GONE = "is the primary gone? A promotion with --force accepts what nobody here 
 
 
 def _contents(here: Here) -> Iterator[Check]:
-    """Yield what a scrub found, where there was one."""
-    differences, verified = here.described.get("differences"), here.described.get("verified") or {}
-    if differences is None and not verified:
+    """Yield what the scrub has found, where there is one. How much it has proven is said, and not asked."""
+    differences, verified = here.described.get("differences"), here.described.get("verified")
+    if differences is None:
         return
-    # A primary whose own points are damaged is a reason to promote this store, none against it.
-    count = sum(one.get("side") != "primary" for one in differences or ())
-    asked = "no range that differs from the primary's"
-    if count:
-        advice = "let it be mended first: `differences` names the points, and says what keeps it"
-        yield Check("contents", "warn", f"{count} ranges differ", asked, advice)
+    asked = "no range that was found to differ from the primary's"
+    proven = "no round of the scrub has ended yet" if not verified else f"all was proven at LSN {verified['lsn']:,}"
+    if differences:
+        advice = "find out which side is right before it is promoted: `vecstore verify` on both"
+        yield Check("contents", "warn", f"{len(differences)} ranges differ; {proven}", asked, advice)
     else:
-        at = f", proven to LSN {verified['lsn']:,}" if "lsn" in verified else ""
-        yield Check("contents", "ok", f"no range differs{at}", asked)
+        yield Check("contents", "ok", f"no range that was compared differs; {proven}", asked)
 
 
 def _primary(here: Here) -> Check:
