@@ -42,6 +42,7 @@ _COMMANDS = {
     "adopt": ("rejoin", "Say what a copied directory is: moved, or a clone."),
     "diverged": ("rejoin", "List, show or replay what a rejoin has left behind."),
     "drill": ("drill", "Rehearse a failover on a clone of a standby: RPO, RTO, the same answers."),
+    "compare": ("compare", "Compare a standby with its primary, point by point, at one LSN."),
     "doctor": ("operate", "Say what is wrong with a store that does not open; whether a standby could take over."),
 }
 

@@ -21,6 +21,7 @@ __all__ = [
     "has_credentials",
     "is_server",
     "missing",
+    "open_as_it_is",
     "open_for_reading",
     "open_for_writing",
     "operating",
@@ -104,6 +105,13 @@ def open_for_reading(where: str, say: Callable[[str], None]) -> Database:
     store = _open(where, create=False, read_only=True)
     say(f"process {holder} has {where}: reading its last state" if holder else f"reading the last state of {where}")
     return store
+
+
+def open_as_it_is(where: str) -> Database:
+    """Open a directory to read the last state in it, and change nothing there, whoever else has it open."""
+    if not Path(where).exists():
+        raise NotFound(f"there is no store at {where!r}")
+    return _open(where, create=False, read_only=True)
 
 
 def operating(where: str) -> Operator:

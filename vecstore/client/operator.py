@@ -17,6 +17,7 @@ from ..wire.status import error_from
 from ..wire.v1 import replication_pb2 as pb
 from .channel import credentials, options
 from .endpoint import access_of, endpoints_of
+from .ranges import Conversation
 
 __all__ = ["Operator", "Verdict"]
 
@@ -76,6 +77,15 @@ class Operator:
         request = pb.CommandRequest(name=name, options=msgspec.json.encode(given))
         reply = self._call("Command", request, pb.CommandReply, timeout_s)
         return Verdict(bool(reply.done), str(reply.text))
+
+    def ranges(self) -> Conversation:
+        """Begin a conversation about ranges of its points."""
+        call = self._channel.stream_stream(
+            SERVICE + "Ranges",
+            request_serializer=pb.RangesRequest.SerializeToString,
+            response_deserializer=pb.RangesReply.FromString,
+        )
+        return Conversation(lambda requests: call(requests, metadata=self._headers), self.address)
 
     def _call(self, name: str, request: Any, reply: Any, timeout_s: float) -> Any:
         call = self._channel.unary_unary(

@@ -102,7 +102,7 @@ class Halts:
         if tip_lsn == halt.lsn:
             halt.carry_out()
         elif tip_lsn > halt.lsn:
-            halt.fail(InvalidArgument(f"lsn: {halt.lsn} given; the store is at {tip_lsn} already"))
+            halt.fail(_passed(halt.lsn, tip_lsn))
         else:
             self._waiting = [one for one in self._waiting if not one.future.cancelled()]
             self._waiting.append(halt)
@@ -125,7 +125,7 @@ class Halts:
             if halt.lsn == lsn:
                 halt.carry_out()
             else:
-                halt.fail(InvalidArgument(f"lsn: {halt.lsn} given; the store is at {lsn} already"))
+                halt.fail(_passed(halt.lsn, lsn))
 
     def close(self) -> None:
         """End those that wait: nothing is applied any more."""
@@ -133,3 +133,7 @@ class Halts:
         waiting, self._waiting = self._waiting, []
         for halt in waiting:
             halt.fail(Closed("the store is closed"))
+
+
+def _passed(lsn: int, tip_lsn: int) -> InvalidArgument:
+    return InvalidArgument(f"lsn: {lsn} given; the store is at {tip_lsn} already", details={"lsn": tip_lsn})

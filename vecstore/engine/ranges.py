@@ -16,11 +16,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import NamedTuple
 
+import msgspec
 import xxhash
 
 from ..backup.transfer import Throttle
@@ -30,6 +29,7 @@ from ..storage.base import Family, Pinned
 from ..storage.catalog import CollectionState
 from ..storage.fold import digest_of
 from ..storage.proof import get_each
+from ..sums import Damage, PinnedCollection, PinnedStore, Stamp, Sum, span
 from .engine import Engine
 from .points import places
 from .view import View
@@ -54,48 +54,6 @@ _CHUNK = 512
 _NUMBER_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A point that is not what was written."""
-
-    place: bytes
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """A range of points.
-
-    Attributes
-    ----------
-    next_place
-        Where the next range begins: the place of a point. None where the range was read to its stop.
-    points
-        Read, damaged ones with them.
-    digest
-        Sum of their recomputed content hashes, modulo `DIGEST_MODULUS`; what cannot be read is not in it.
-    damaged
-        Some that are not what was written, `DAMAGE_NAMED_MAX` at most: with any, this side is not fit to judge.
-    damaged_count
-        All of them.
-    """
-
-    first: bytes
-    next_place: bytes | None
-    points: int
-    digest: int
-    damaged: tuple[Damage, ...]
-    damaged_count: int
-
-
-class Stamp(NamedTuple):
-    """A point's place, the LSN of the record that wrote it, and the hash that its bytes give."""
-
-    place: bytes
-    lsn: int
-    check: bytes
-
-
 class Pin:
     """A store at one LSN, for as long as it is open. Thread-safe; readers take turns.
 
@@ -118,6 +76,7 @@ class Pin:
         self.collections: dict[int, CollectionState] = {
             number: collection.state for number, collection in sorted(view.collections.items())
         }
+        self._lineage, self._store_id = engine.lineage, engine.directory.store_id.hex()
         self.is_closed = False
         self.throttle = Throttle(0, lambda: engine.gate.entered)
         self._view: View | None = view
@@ -145,6 +104,17 @@ class Pin:
     def view(self) -> View:
         """What readers saw at that LSN; raises `Unavailable` once the pin was let go."""
         return self._check_open()
+
+    @property
+    def store(self) -> PinnedStore:
+        """What the store says of itself there."""
+        collections = {
+            number: PinnedCollection(
+                state.definition.name, msgspec.to_builtins(state.definition), state.digest, state.points
+            )
+            for number, state in self.collections.items()
+        }
+        return PinnedStore(self._store_id, self._lineage, self.lsn, self.epoch, self.chain, collections)
 
     def pairs(self, first: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes | Damaged]]:
         """Iterate over first <= place < stop with the stored values; the error in place of one that cannot be read.
@@ -220,11 +190,6 @@ def pin_here(engine: Engine, seconds_max: float = PIN_S_MAX) -> Pin:
     return Pin(engine, engine.state.view, engine.store.pin(Family.POINTS), seconds_max)
 
 
-def span(number: int) -> tuple[bytes, bytes]:
-    """Return where the points of a collection begin, and where those of the next one would."""
-    return number.to_bytes(8, "big"), (number + 1).to_bytes(8, "big")
-
-
 def summed(pin: Pin, first: bytes, stop: bytes | None, points_max: int) -> Sum:
     """Sum the points of first <= place < stop, so many at most. It gives way to searches.
 
@@ -263,14 +228,13 @@ def listed(pin: Pin, first: bytes, stop: bytes | None) -> Iterator[Stamp]:
 
     Raises
     ------
-    Damaged
-        One cannot be read.
     Unavailable
         The pin was let go.
     """
     for place, value in pin.pairs(first, stop):
         if isinstance(value, Damaged):
-            raise value
+            yield Stamp(place, 0, b"")
+            continue
         yield Stamp(place, int.from_bytes(value[:8], "little"), xxhash.xxh3_128_digest(memoryview(value)[STAMP_BYTES:]))
 
 

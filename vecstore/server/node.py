@@ -352,8 +352,8 @@ class Node:
         return [*found, ("certificates", self._tls.reload)] if self._tls is not None else found
 
     def _in_flight(self) -> int:
-        links = 0 if self._replication is None else self._replication.links.serving_count
-        return sum(one.in_flight + one.queued for one in self._pool.load().values()) - links
+        endless = 0 if self._replication is None else self._replication.endless_count
+        return sum(one.in_flight + one.queued for one in self._pool.load().values()) - endless
 
     def _data_in_flight(self) -> int:
         return sum(one.in_flight + one.queued for name, one in self._pool.load().items() if name != "reserved")

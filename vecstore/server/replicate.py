@@ -45,7 +45,7 @@ class Replicate:
             "Fetch": self._fetch,
             "Command": self._command,
             "Describe": self._describe,
-            "Ranges": self._ranges,
+            "Ranges": replication.ranges.serve,
         }
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
@@ -118,7 +118,3 @@ class Replicate:
         self, _asked: pb.DescribeReplicationRequest, _context: grpc.ServicerContext
     ) -> pb.DescribeReplicationReply:
         return pb.DescribeReplicationReply(json=msgspec.json.encode(self._replication.describe()))
-
-    def _ranges(self, asked: pb.RangesRequest, _context: grpc.ServicerContext) -> pb.RangesReply:
-        lsn, chain, found = self._replication.ranges(asked.lsn, asked.ranges)
-        return pb.RangesReply(lsn=lsn, chain=chain, json=found)

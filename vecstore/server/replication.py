@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ..engine.engine import Engine
-from ..errors import InvalidArgument, Unavailable, VecstoreError
+from ..errors import InvalidArgument, VecstoreError
 from ..replication.coding import decode_state
 from ..replication.drill import Plan
 from ..replication.driver import Driver
@@ -34,6 +34,7 @@ from .drill import Drills
 from .follow import Links, Self
 from .peers import AddressBook
 from .probe import Probe
+from .ranges import Ranges
 from .reach import Reach
 from .scrub import Scrub
 from .settings import Settings
@@ -43,8 +44,6 @@ __all__ = ["Replication"]
 STEWARD_S = 0.5
 MEET_S = 10.0
 REJOIN_S = 10.0
-
-Ranges = Callable[[int, bytes], tuple[int, bytes, bytes]]
 
 
 class Replication:
@@ -84,7 +83,6 @@ class Replication:
         options, self._region = settings.replication, settings.server.region
         self.on_scrub: Callable[[str, bytes], None] = lambda _from, _data: None
         self.more: list[Callable[[], Mapping[str, Any]]] = []
-        self.ranges: Ranges = _no_ranges
         self.facts: Callable[[], bytes] = bytes
         self.on_facts: Callable[[str, bytes], None] = lambda _from, _facts: None
         self.readiness: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda _: None
@@ -125,6 +123,7 @@ class Replication:
         self.scrub = Scrub(self.driver, self.links.send, every_s=options.scrub_every_s, points=options.scrub_points)
         self.on_scrub = self.scrub.receive
         self.more.append(self.scrub.describe)
+        self.ranges = Ranges(lambda: self.driver.engine)
         wall_us, now_s = engine.clock.wall_us(), time.monotonic()
         self._lag = StandbyLag(applied_of(self.driver), wall_us, now_s)
         self.drills = Drills(lambda: self.driver.engine, self.describe, region=self._region)
@@ -144,8 +143,9 @@ class Replication:
         self._steward.start()
 
     def close(self) -> None:
-        """End: links first, then the driver; the store may be closed when this returns."""
+        """End: comparisons and links first, then the driver; the store may be closed when this returns."""
         self._closing.set()
+        self.ranges.close()
         self.links.close()
         self._steward.join()
         self.scrub.close()
@@ -163,6 +163,11 @@ class Replication:
     def role(self) -> str:
         """What the store is: "primary", "standby" or "fenced"."""
         return self.driver.state.role
+
+    @property
+    def endless_count(self) -> int:
+        """How many calls are under way that end when this server says so: links, and comparisons."""
+        return self.links.serving_count + self.ranges.count
 
     def advertised(self) -> str:
         """Return where other stores reach this server."""
@@ -290,10 +295,6 @@ class Replication:
 
 def _call(member: Member) -> Call:
     return Call(0, member.durable.promise, member.standing())
-
-
-def _no_ranges(_lsn: int, _ranges: bytes) -> tuple[int, bytes, bytes]:
-    raise Unavailable("this store compares no ranges", retryable=False)
 
 
 def _state_of(engine: Engine, region: str) -> Durable:

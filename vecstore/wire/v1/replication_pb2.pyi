@@ -142,19 +142,131 @@ class DescribeReplicationReply(_message.Message):
     def __init__(self, json: _Optional[bytes] = ...) -> None: ...
 
 class RangesRequest(_message.Message):
-    __slots__ = ("lsn", "ranges")
-    LSN_FIELD_NUMBER: _ClassVar[int]
-    RANGES_FIELD_NUMBER: _ClassVar[int]
-    lsn: int
-    ranges: bytes
-    def __init__(self, lsn: _Optional[int] = ..., ranges: _Optional[bytes] = ...) -> None: ...
+    __slots__ = ("hold", "pin", "sum", "list")
+    HOLD_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    hold: HoldRequest
+    pin: PinRequest
+    sum: SumRequest
+    list: ListRequest
+    def __init__(self, hold: _Optional[_Union[HoldRequest, _Mapping]] = ..., pin: _Optional[_Union[PinRequest, _Mapping]] = ..., sum: _Optional[_Union[SumRequest, _Mapping]] = ..., list: _Optional[_Union[ListRequest, _Mapping]] = ...) -> None: ...
 
 class RangesReply(_message.Message):
-    __slots__ = ("lsn", "chain", "json")
+    __slots__ = ("held", "pinned", "sum", "list")
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    SUM_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    held: Held
+    pinned: PinnedStore
+    sum: RangeSum
+    list: RangeList
+    def __init__(self, held: _Optional[_Union[Held, _Mapping]] = ..., pinned: _Optional[_Union[PinnedStore, _Mapping]] = ..., sum: _Optional[_Union[RangeSum, _Mapping]] = ..., list: _Optional[_Union[RangeList, _Mapping]] = ...) -> None: ...
+
+class HoldRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("lsn",)
     LSN_FIELD_NUMBER: _ClassVar[int]
-    CHAIN_FIELD_NUMBER: _ClassVar[int]
-    JSON_FIELD_NUMBER: _ClassVar[int]
     lsn: int
+    def __init__(self, lsn: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("lsn", "wait_s")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    wait_s: float
+    def __init__(self, lsn: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class PinnedStore(_message.Message):
+    __slots__ = ("store_id", "lineage", "lsn", "epoch", "chain", "collections")
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    lineage: bytes
+    lsn: int
+    epoch: int
     chain: bytes
-    json: bytes
-    def __init__(self, lsn: _Optional[int] = ..., chain: _Optional[bytes] = ..., json: _Optional[bytes] = ...) -> None: ...
+    collections: _containers.RepeatedCompositeFieldContainer[PinnedCollection]
+    def __init__(self, store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., lsn: _Optional[int] = ..., epoch: _Optional[int] = ..., chain: _Optional[bytes] = ..., collections: _Optional[_Iterable[_Union[PinnedCollection, _Mapping]]] = ...) -> None: ...
+
+class PinnedCollection(_message.Message):
+    __slots__ = ("number", "name", "definition", "digest", "points")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    name: str
+    definition: bytes
+    digest: bytes
+    points: int
+    def __init__(self, number: _Optional[int] = ..., name: _Optional[str] = ..., definition: _Optional[bytes] = ..., digest: _Optional[bytes] = ..., points: _Optional[int] = ...) -> None: ...
+
+class SumRequest(_message.Message):
+    __slots__ = ("first", "stop", "points_max")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    POINTS_MAX_FIELD_NUMBER: _ClassVar[int]
+    first: bytes
+    stop: bytes
+    points_max: int
+    def __init__(self, first: _Optional[bytes] = ..., stop: _Optional[bytes] = ..., points_max: _Optional[int] = ...) -> None: ...
+
+class RangeSum(_message.Message):
+    __slots__ = ("next_place", "points", "digest", "damaged", "damaged_count")
+    NEXT_PLACE_FIELD_NUMBER: _ClassVar[int]
+    POINTS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    next_place: bytes
+    points: int
+    digest: bytes
+    damaged: _containers.RepeatedCompositeFieldContainer[DamagedPoint]
+    damaged_count: int
+    def __init__(self, next_place: _Optional[bytes] = ..., points: _Optional[int] = ..., digest: _Optional[bytes] = ..., damaged: _Optional[_Iterable[_Union[DamagedPoint, _Mapping]]] = ..., damaged_count: _Optional[int] = ...) -> None: ...
+
+class DamagedPoint(_message.Message):
+    __slots__ = ("place", "why")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    place: bytes
+    why: str
+    def __init__(self, place: _Optional[bytes] = ..., why: _Optional[str] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("first", "stop")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    first: bytes
+    stop: bytes
+    def __init__(self, first: _Optional[bytes] = ..., stop: _Optional[bytes] = ...) -> None: ...
+
+class RangeList(_message.Message):
+    __slots__ = ("next_place", "stamps")
+    NEXT_PLACE_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    next_place: bytes
+    stamps: _containers.RepeatedCompositeFieldContainer[Stamp]
+    def __init__(self, next_place: _Optional[bytes] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ...) -> None: ...
+
+class Stamp(_message.Message):
+    __slots__ = ("place", "lsn", "check")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    place: bytes
+    lsn: int
+    check: bytes
+    def __init__(self, place: _Optional[bytes] = ..., lsn: _Optional[int] = ..., check: _Optional[bytes] = ...) -> None: ...
