@@ -146,6 +146,25 @@ def test_equal_under_a_writer(tmp_path: Path) -> None:
         following(east, west)
 
 
+def test_a_held_standby_waits_for_its_lsn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while it is held is not applied; then it is pinned exactly where the primary was, and goes on."""
+    monkeypatch.setattr(ranges, "HOLD_S_MAX", WAIT_S)
+    with serve.node(tmp_path / "east") as east, contextlib.ExitStack() as stack:
+        fill(east.database, "docs", 100)
+        west = stack.enter_context(serve.node(tmp_path / "west", {("replication", "standby_of"): east.grpc_address}))
+        describe = west.replication.describe
+        eventually(describe, lambda found: found["applied_lsn"] == east.database.status()["lsn"])
+        a, b = (stack.enter_context(stack.enter_context(Operator(node.grpc_address)).ranges()) for node in (east, west))
+        held = b.hold()
+        fill(east.database, "docs", 1)
+        at = a.pin(0, 0)
+        fill(east.database, "docs", 2)
+        eventually(describe, lambda found: found["seen_lsn"] == at.lsn + 1)
+        assert describe()["applied_lsn"] == held == at.lsn - 1
+        assert b.pin(at.lsn, WAIT_S).chain == at.chain
+        eventually(describe, lambda found: found["applied_lsn"] == at.lsn + 1)
+
+
 def test_what_differs_and_what_is_damaged_is_named(tmp_path: Path) -> None:
     """Ranges, ids, and which side it is that left its log: the standby, the primary, or one of them damaged."""
     with pair(tmp_path) as (east, west):
