@@ -169,6 +169,9 @@ def test_regions_that_ask_who_it_is(tmp_path: Path) -> None:
         )
         with b.running():
             assert place(b) == ("standby", place(a)[1])
+            both = ("compare", a.address, b.address, "--token-file")
+            assert vecstore_command(*both, str(replicate), code=1)["error"]["kind"] == "PermissionDenied"
+            assert vecstore_command(*both, str(admin))["ok"]
             refused = vecstore_command("promote", b.address, "--token-file", str(replicate), code=1)
             assert refused["error"]["kind"] == "PermissionDenied"
             made = vecstore_command("promote", b.address, "--token-file", str(admin))

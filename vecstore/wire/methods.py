@@ -111,6 +111,6 @@ REPLICATION_METHODS: tuple[Method, ...] = (
     _stores("Fetch", rpb.FetchRequest, rpb.FileChunk, streams_out=True),
     _stores("Command", rpb.CommandRequest, rpb.CommandReply, "admin"),
     _stores("Describe", rpb.DescribeReplicationRequest, rpb.DescribeReplicationReply, "none"),
-    _stores("Ranges", rpb.RangesRequest, rpb.RangesReply, streams_in=True, streams_out=True),
+    _stores("Ranges", rpb.RangesRequest, rpb.RangesReply, "admin", streams_in=True, streams_out=True),
 )
 BY_PATH: dict[str, Method] = {method.path: method for method in (*METHODS, *REPLICATION_METHODS)}
