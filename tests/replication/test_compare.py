@@ -35,6 +35,8 @@ from .stores import Store, eventually
 from .test_commands import following
 
 DIM = 8
+ALONE = {"VECSTORE_SERVER_REPLICATION_SCRUB_EVERY_S": "0"}
+"""No scrub: it would mend what is to be found."""
 WAIT_S = 30.0
 
 
@@ -49,13 +51,14 @@ def fill(database: Database, name: str, count: int, first: int = 0) -> None:
 @contextlib.contextmanager
 def pair(tmp_path: Path) -> Iterator[tuple[Store, Store]]:
     """Run a primary with some points, and a standby that has them."""
-    east = Store(tmp_path / "east", "--region", "east")
+    east = Store(tmp_path / "east", "--region", "east", environment=ALONE)
     with east.running():
         with east.database() as database:
             fill(database, "docs", 600)
             fill(database, "notes", 40)
             fill(database, "tags", 40)
-        west = Store(tmp_path / "west", "--region", "west", "--standby-of", east.address, "--slot", "west")
+        follows = ("--region", "west", "--standby-of", east.address, "--slot", "west")
+        west = Store(tmp_path / "west", *follows, environment=ALONE)
         with west.running():
             following(east, west)
             yield east, west
