@@ -14,7 +14,9 @@ from vecstore.engine.slots import Standbys
 from vecstore.record import Kind, chain_seed
 from vecstore.replication.epochs import Identity, Relation, Standing, relate
 from vecstore.replication.store_log import StoreLog
+from vecstore.storage.catalog import Epoch
 
+from .contents import PRIMARY
 from .pair import committer_of, make_pair, opened, ship, write_history
 
 ALL = 1 << 40
@@ -50,6 +52,8 @@ def test_where_the_log_was_cut(tmp_path: Path) -> None:
     """Marks are known for ever, what lies between them is not, and nothing is read across the cut."""
     with contextlib.closing(opened(tmp_path / "a")) as a:
         docs = a.create_collection("docs", 4)
+        fork = committer_of(a.engine).tip
+        committer_of(a.engine).persist(PRIMARY, Epoch(2, "b" * 16, fork.lsn, fork.chain.hex()))
         for number in range(2 * CHAIN_MARK_RECORDS + 20):
             docs.upsert([number % 50], np.ones((1, 4)), ack="memory")
         engine = a.engine
@@ -68,6 +72,8 @@ def test_where_the_log_was_cut(tmp_path: Path) -> None:
         for lsn in marks:
             assert chains.get(lsn) in (None, log.chain(lsn)) and log.chain(lsn) is not None
         assert log.chain(500) is None
+        assert log.chain(fork.lsn) == fork.chain, "an epoch says for ever where it begins"
+        assert fork.lsn in log.known(1, 10) and log.chain(fork.lsn + 1) is None
         assert not log.read(log.first_lsn - 3, log.tip.lsn, ALL), "what follows is gone"
         assert log.read(log.first_lsn - 1, log.tip.lsn, ALL)[0].lsn == log.first_lsn
         known = log.known(log.first_lsn, log.tip.lsn + 5)

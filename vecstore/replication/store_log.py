@@ -160,9 +160,12 @@ class StoreLog:
                 yield lsn
 
     def _other_places(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the places of checkpoints and of the archive."""
+        """Yield the places of checkpoints, of the archive, and where epochs begin, which their records say for ever."""
         engine = self._engine
         assert engine.checkpointer is not None
+        for epoch in list(engine.state.fold.epochs):
+            if epoch.fork_lsn:
+                yield epoch.fork_lsn, bytes.fromhex(epoch.chain)
         for entry in list(engine.checkpointer.entries):
             yield entry.lsn, bytes.fromhex(entry.chain)
         for slot in list(engine.slots.held.values()):
