@@ -74,19 +74,24 @@ class History:
             raise WriteLost(
                 f"this history holds another record at LSN {token.lsn} than the token names",
                 hint="a failover lost that write; look among the exported records, and read without `after=`",
-                details={"lsn": token.lsn, "epoch": self._epoch_at(token.lsn)},
+                details={"lsn": token.lsn, "epoch": self._epoch_at(token.lsn), **self._fork_of(token)},
             )
         return True
 
     def _check_ended(self, token: Token) -> None:
         """Refuse a token whose epoch ended below its record: this history will never hold it."""
-        later = [epoch.fork_lsn for epoch in self._epochs if epoch.number > token.epoch]
-        if later and min(later) < token.lsn:
+        fork = self._fork_of(token)
+        if fork:
             raise WriteLost(
-                f"epoch {token.epoch} ended at LSN {min(later)} in this history, the token names LSN {token.lsn}",
+                f"epoch {token.epoch} ended at LSN {fork['fork_lsn']} in this history, the token names LSN {token.lsn}",
                 hint="a failover lost that write; look among the exported records, and read without `after=`",
-                details={"lsn": token.lsn, "epoch": token.epoch, "fork_lsn": min(later)},
+                details={"lsn": token.lsn, "epoch": token.epoch, **fork},
             )
+
+    def _fork_of(self, token: Token) -> dict[str, int]:
+        """Return where a token's epoch ended below its record in this history; nothing where it did not."""
+        later = [epoch.fork_lsn for epoch in self._epochs if epoch.number > token.epoch]
+        return {"fork_lsn": min(later)} if later and min(later) < token.lsn else {}
 
     def _from_log(self, lsn: int) -> bytes | None:
         pieces = [value for _, value in self._store.scan(Family.LOG, log_key(lsn), log_key(lsn + 1))]
