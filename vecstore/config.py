@@ -46,6 +46,8 @@ CHAIN_MARK_RECORDS = 1_024
 """A (LSN, chain) mark is kept for ever after so many records: it tells where two histories part."""
 REQUEST_WINDOW_S = 600.0
 """For so much log time a request id is remembered, so that a retry takes effect once."""
+CLOCKS_APART_S_MAX = 60.0
+"""Where a record's commit time and its wall time are further apart than this, a time between them names no state."""
 
 # -- rows ------------------------------------------------------------------------------------------------------------
 EXTENT_ROWS = 4_096

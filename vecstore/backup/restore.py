@@ -38,7 +38,8 @@ from .archive import Archive
 from .catalogue import choose_lineage
 from .layout import Branch
 from .manifest import BranchHead, Manifest, branch_of, decode
-from .plan import Lineage, Plan, Step, Target, choose_history, plan_restore
+from .moment import check_moment, telling
+from .plan import Lineage, Plan, Step, Target, choose_history, cover, plan_restore
 from .repository import Repository
 from .transfer import Progress, download, make_durable
 
@@ -111,7 +112,8 @@ def restore(
     Damaged
         Files or ranges are missing or not what was written, or the digest is not the source's. The folder is no store.
     NotFound, InvalidArgument
-        The target is out of reach, or the repository holds several lineages or branches and none was named.
+        The target is out of reach, or a time that names two states, or the repository holds several lineages or
+        branches and none was named.
     """
     lineage = choose_lineage(repository)
     plan = plan_restore(lineage, choose_history(lineage, repository.branch), target, snapshot)
@@ -218,6 +220,8 @@ class _Fold:
         self._source_chain = bytes.fromhex(plan.base.chain) if plan.base is not None else b""
         self._group: list[Record] = []
         self._bytes = 0
+        self._last: Record | None = None
+        self._behind: list[Record] = []
 
     def run(self) -> tuple[Restored, Tip]:
         """Do it; return what was restored, and where the restored store's log ends."""
@@ -232,6 +236,7 @@ class _Fold:
             bytes_read += size
             if not self._apply(fold, step, found):
                 break
+        self._check_moment()
         self._write(fold)
         self._check_reached(fold.tip)
         restored = Restored(
@@ -288,19 +293,34 @@ class _Fold:
     def _apply(self, fold: Fold, step: Step, records: list[Record]) -> bool:
         """Fold the records of a range; False once the target is reached."""
         target = self._plan.target
-        for record in records:
+        for i, record in enumerate(records):
             lsn = record.lsn
             if lsn <= fold.tip.lsn + len(self._group):
                 continue
             if lsn > step.last or (target.lsn is not None and lsn > target.lsn):
                 return lsn > step.last and (target.lsn is None or lsn <= target.lsn)
             if target.time_us is not None and record.header.commit_time_us > target.time_us:
+                self._behind = [later for later in records[i:] if later.lsn <= step.last]
                 return False
             if not record.follows(lsn - 1, self._chain_before(record, step.branch)):
                 raise Damaged(f"repository: record {lsn} does not follow the one before", details={"lsn": lsn})
             self._source_chain = record.mark.chain
+            self._last = record
             self._take(fold, record)
         return True
+
+    def _check_moment(self) -> None:
+        """Refuse a time that names two states, before anything of it is a store."""
+        plan = self._plan
+        if plan.target.time_us is None:
+            return
+        end, end_us = (plan.base.lsn, plan.base.commit_time_us) if plan.base is not None else (0, 0)
+        if plan.steps:
+            end, end_us = plan.steps[-1].last, plan.steps[-1].range.last_us
+        later = telling(cover(plan.history, self._source.ranges, end), end_us)
+        behind = [record for step in later for record in self._archive.read(step.branch, step.range).records]
+        last = None if self._last is None else self._last.header
+        check_moment(plan.target.time_us, last, (record.header for record in (*self._behind, *behind)))
 
     def _chain_before(self, record: Record, branch: Branch) -> bytes:
         if self._source_chain:
