@@ -163,6 +163,32 @@ def test_a_standby_follows_and_takes_over(pair: tuple[Member, Member, Wire]) -> 
     assert a.database.collection("docs").count(after=token, timeout=10) == 515
 
 
+def test_a_promotion_takes_writes_once_it_is_durable(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its batch is still being synced, nobody is told that the store takes writes."""
+    _, b, wire = pair
+    wire.is_cut = True
+    committer, going_on, begun = b.database.engine.committer, threading.Event(), threading.Event()
+    assert committer is not None
+    persist = committer.persist
+
+    def slow(*arguments: Any, **more: Any) -> None:
+        begun.set()
+        going_on.wait(30)
+        persist(*arguments, **more)
+
+    monkeypatch.setattr(committer, "persist", slow)
+    promoting = threading.Thread(target=b.driver.command, args=(Promote(1, force=True), 30.0))
+    promoting.start()
+    assert begun.wait(30)
+    assert b.driver.member.accepts_writes and not b.driver.accepts_writes
+    going_on.set()
+    promoting.join()
+    b.wait(lambda: b.driver.accepts_writes)
+    b.put(1)
+
+
 def test_an_error_that_nobody_foresaw_stops_writes_and_is_told(
     pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:

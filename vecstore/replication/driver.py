@@ -335,6 +335,13 @@ class Driver:
         """The durable state."""
         return self.member.durable
 
+    @property
+    def accepts_writes(self) -> bool:
+        """Whether a write is taken now: what the member has decided counts once it was carried out."""
+        committer = self.engine.committer
+        is_open = committer is not None and committer.held is None
+        return is_open and self.member.accepts_writes and not self.failed
+
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:

@@ -48,7 +48,7 @@ def describe(driver: Driver, links: Links, trail: Trail, lag: StandbyLag, region
         "status": "failed" if driver.failed else member.status,
         "reason": durable.reason,
         "problem": driver.failed,
-        "accepts_writes": member.accepts_writes and not driver.failed,
+        "accepts_writes": driver.accepts_writes,
         "serves_reads": member.serves_reads,
         "epoch": member.number,
         "epochs": [msgspec.to_builtins(epoch) for epoch in list(engine.state.fold.epochs)],
