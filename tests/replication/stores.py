@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,8 @@ class Store:
         Its place; the log of the server stands beside it.
     arguments
         Of `vecstore serve`, at each start.
+    environment
+        Variables of its process; with one of `bent`, that is what runs. May be changed between two starts.
     """
 
     def __init__(
@@ -72,13 +75,16 @@ class Store:
         self.starts += 1
         log = self.folder.with_name(f"{self.folder.name}-{self.starts}.log")
         arguments = [*self.arguments, *more, "--listen", f"127.0.0.1:{self.port}"]
-        running = process(self.folder, *arguments, log=log, environment=self.environment)
+        is_bent = any(name.startswith("BENT_") for name in self.environment)
+        program = "tests.replication.bent" if is_bent else "vecstore.cli.main"
+        running = process(self.folder, *arguments, log=log, environment=self.environment, program=program)
         self.served = self._stack.enter_context(running)
         self.port = int(self.served.grpc.rpartition(":")[2])
 
     def stop(self) -> None:
-        """End it in order."""
+        """End it in order, also where it was paused."""
         if self.served is not None and self.served.process.poll() is None:
+            self.signal(signal.SIGCONT)
             self.served.end()
         self._stack.close()
         self.served = None
@@ -89,6 +95,11 @@ class Store:
         self.served.process.kill()
         self.served.process.wait()
         self.stop()
+
+    def signal(self, number: int) -> None:
+        """Send its process a signal."""
+        assert self.served is not None
+        self.served.process.send_signal(number)
 
     def describe(self) -> dict[str, Any]:
         """Return what it is in the replication."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,24 @@ from .test_follow import counts, digest, refused
 
 
 @contextlib.contextmanager
-def pair(path: Path) -> Iterator[tuple[Store, Store]]:
-    """Run a primary with a hundred points, and a standby that follows it and is known by its slot's name, west."""
-    a = Store(path / "a", "--region", "east", "--slot", "east")
+def pair(
+    path: Path, *, of_a: Mapping[str, str] | None = None, of_b: Mapping[str, str] | None = None
+) -> Iterator[tuple[Store, Store]]:
+    """Run a primary with a hundred points, and a standby that follows it and is known by its slot's name, west.
+
+    Parameters
+    ----------
+    of_a, of_b
+        Variables of their environments; with one of `bent`, that is what runs.
+    """
+    a = Store(path / "a", "--region", "east", "--slot", "east", environment=of_a)
     a.start()
     b: Store | None = None
     try:
         with a.database() as database:
             token = put(database, 0, 100)
-        b = Store(path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west")
+        arguments = ("--region", "west", "--standby-of", a.address, "--slot", "west")
+        b = Store(path / "b", *arguments, environment=of_b)
         b.start()
         b.wait(lambda found: found["status"] == "following")
         assert counts(b, token) == 100

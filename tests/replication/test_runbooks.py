@@ -160,6 +160,7 @@ def roll_back(regions: Regions) -> None:
     shutil.copytree(kept, regions.east.folder, dirs_exist_ok=True)
     regions.east.start()
     regions.east.wait(lambda found: found["role"] == "fenced" and "went back" in found["reason"])
+    regions.west.wait(lambda found: found["status"] == "stopped")
     assert count(regions.west) == 60
 
 

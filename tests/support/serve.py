@@ -100,10 +100,14 @@ class Served:
 
 
 def started(
-    data: Path | str, *arguments: str, log: Path, environment: Mapping[str, str] | None = None
+    data: Path | str,
+    *arguments: str,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    program: str = "vecstore.cli.main",
 ) -> subprocess.Popen[str]:
     """Start a server process; whoever calls this ends it."""
-    command = [sys.executable, "-X", "faulthandler", "-m", "vecstore.cli.main", "serve", "--data", str(data)]
+    command = [sys.executable, "-X", "faulthandler", "-m", program, "serve", "--data", str(data)]
     if "--listen" not in arguments:
         command += ["--listen", "127.0.0.1:0"]
     if "--http" not in arguments:
@@ -122,7 +126,11 @@ def started(
 
 @contextmanager
 def process(
-    data: Path | str, *arguments: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+    data: Path | str,
+    *arguments: str,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    program: str = "vecstore.cli.main",
 ) -> Iterator[Served]:
     """Run a server on a directory, ready when the body begins; killed when it ends, if it still runs.
 
@@ -134,9 +142,11 @@ def process(
         File for its stderr; beside the data unless given.
     environment
         Variables beyond the process's own, of which those of vecstore are left out.
+    program
+        The module to run: vecstore's own, or one that bends it.
     """
     log = log or Path(f"{data}.log")
-    with started(data, *arguments, log=log, environment=environment) as running:
+    with started(data, *arguments, log=log, environment=environment, program=program) as running:
         try:
             assert running.stdout is not None
             yield Served(running, log, running.stdout.readline())
