@@ -285,19 +285,29 @@ def test_05_a_copy_is_silent_until_it_is_told_what_it_is(tmp_path: Path) -> None
 def switched(rng: random.Random, a: Store, b: Store, victim: str) -> tuple[Store, Store]:
     """Hand over from A to B while one of them, or the command, dies; return who writes then and who follows."""
     following(a, b)
-    dying = threading.Timer(rng.uniform(0.0, 0.06), {"a": a.kill, "b": b.kill}.get(victim, lambda: None))
+    target, dies = b.describe()["store_id"], {"a": a, "b": b}.get(victim)
+    dying = threading.Timer(rng.uniform(0.0, 0.06), lambda: None if dies is None else dies.signal(signal.SIGKILL))
     dying.start()
     with contextlib.suppress(VecstoreError):
-        a.command("switchover", target=b.describe()["store_id"], timeout_s=0.01 if victim == "command" else 2.0)
+        a.command("switchover", target=target, timeout_s=0.01 if victim == "command" else 2.0)
     dying.join()
-    for store in (a, b):
-        if store.served is None:
-            store.start()
-    for store in (a, b):
-        store.wait(lambda found: found["accepts_writes"] or found["status"] == "following")
-    writers = [store for store in (a, b) if store.describe()["accepts_writes"]]
-    assert len(writers) == 1
-    return writers[0], b if writers[0] is a else a
+    if dies is not None:
+        dies.kill()
+        dies.start()
+    return settled(a, b)
+
+
+def settled(a: Store, b: Store) -> tuple[Store, Store]:
+    """Wait until one of two stores writes and the other follows it; return them in this order."""
+
+    def words(store: Store) -> str:
+        found = store.describe()
+        return "open" if found["accepts_writes"] else str(found["status"])
+
+    found = eventually(
+        lambda: {"a": words(a), "b": words(b)}, lambda found: sorted(found.values()) == ["following", "open"]
+    )
+    return (a, b) if found["a"] == "open" else (b, a)
 
 
 def die_handing(a: Store, b: Store) -> None:
@@ -317,17 +327,15 @@ def check_switchovers(path: Path, seed: int, rounds: int) -> None:
     rng = random.Random(seed)
     with pair(path) as (a, b):
         die_handing(a, b)
-        writer, other, expected = b, a, 100
-        for number in range(rounds):
-            with writer.database() as database:
-                put(database, 1_000 + 10 * number, 10)
-            expected += 10
-            victim = ("a", "b", "command")[number % 3]
-            writer, other = switched(rng, writer, other, victim)
-            with writer.database() as database:
-                token = put(database, 100_000 + number, 1)
-            expected += 1
-            assert counts(other, token) == counts(writer, token) == expected
+        writer, other = settled(a, b)
+        # A command whose caller is gone may still be taken: writes follow the primary wherever it is.
+        with connect([a.address, b.address], timeout=WAIT_S) as client:
+            for number in range(rounds):
+                put(client, 1_000 + 10 * number, 10)
+                writer, other = switched(rng, writer, other, ("a", "b", "command")[number % 3])
+                token = put(client, 100_000 + number, 1)
+                assert counts(other, token) == counts(writer, token) == 111 + 11 * number
+                writer, other = settled(a, b)
         assert digest(a) == digest(b)
         assert a.describe()["epochs"] == b.describe()["epochs"]
         assert not (a.folder / "diverged").exists() and not (b.folder / "diverged").exists()
@@ -340,8 +348,8 @@ def test_06_switchover_with_a_death(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.slow
 def test_06_switchover_with_a_death_at_many_moments(tmp_path: Path, seed: int) -> None:
-    """The same, thirty times."""
-    check_switchovers(tmp_path, seed, 30)
+    """The same, twelve times."""
+    check_switchovers(tmp_path, seed, 12)
 
 
 # -- 7: a token of a lost write --------------------------------------------------------------------------------------
