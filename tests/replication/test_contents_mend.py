@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.replication.contents import fetch, write_points
@@ -14,6 +16,7 @@ from tests.replication.pair import assert_equal, committer_of, held, make_pair, 
 from vecstore.engine.contents.mend import Wanted, mend
 from vecstore.engine.contents.outgoing import Outgoing
 from vecstore.engine.database import EmbeddedDatabase
+from vecstore.engine.slots import Standbys
 from vecstore.errors import Damaged
 from vecstore.storage.base import Family
 
@@ -50,8 +53,12 @@ def damaged(path: Path, seed: int, rows: bool) -> Iterator[tuple[EmbeddedDatabas
         without_rows(path / "b")
     wanted = {place: int.from_bytes(before[place][:8], "little") for place in places} | {extra: 0}
     with contextlib.closing(opened(path / "a")) as a, contextlib.closing(opened(path / "b")) as b:
+        a.engine.slots.standbys = lambda: Standbys(holds_all=True)
         committer_of(b.engine).fence(held)
         assert b.status()["lsn"] == lsn
+        if rows:
+            assert b.engine.checkpointer is not None
+            b.engine.checkpointer.take()
         yield a, b, wanted
 
 
@@ -71,7 +78,11 @@ def test_what_differs_is_mended_where_the_primary_stands_still(seed: int, rows: 
         with pytest.raises(AssertionError):
             assert_equal(a, b, seed)
         mend_from(a, b, wanted, tmp_path)
+        # As a kill would leave it.
+        shutil.copytree(tmp_path / "b", tmp_path / "killed")
         assert_equal(a, b, seed)
+        with contextlib.closing(opened(tmp_path / "killed")) as killed:
+            assert_equal(a, killed, seed)
         mend_from(a, b, wanted, tmp_path)
         assert_equal(a, b, seed)
         a.close()
@@ -88,12 +99,42 @@ def test_what_the_primary_wrote_meanwhile_is_left_to_its_records(seed: int, rows
     """Points read while the primary goes on: those it wrote since come with their records, digests on trust."""
     with damaged(tmp_path, seed, rows) as (a, b, wanted):
         write_points(a, seed + 1, 40)
+        before = dict(zip(wanted, b.engine.store.get(Family.POINTS, list(wanted)), strict=True))
         mend_from(a, b, wanted, tmp_path)
+        for place, value in zip(wanted, a.engine.store.get(Family.POINTS, list(wanted)), strict=True):
+            if value is None and wanted[place]:
+                # It was removed since: until that record comes, it is there.
+                assert b.engine.store.get(Family.POINTS, [place]) == [before[place]]
         ship(a, b, seed, trust=True)
         assert_equal(a, b, seed)
         write_points(a, seed + 2, 5)
         ship(a, b, seed)
         assert_equal(a, b, seed)
+
+
+def test_what_was_written_behind_the_comparison_is_not_removed(seed: int, tmp_path: Path) -> None:
+    """A point that neither had, that both have written since and the primary has removed, is there until that comes."""
+    with make_pair(tmp_path) as (a, b):
+        write_history(a, seed, 10)
+        ship(a, b, seed)
+        compared_lsn = b.status()["lsn"]
+        collection = a.collection("ints")
+        collection.upsert([77_777], np.ones((1, collection.dim), np.float32))
+        ship(a, b, seed)
+        (place,) = [place for place in points_of_open(b) if place.endswith((77_777).to_bytes(8, "big"))]
+        collection.delete(ids=[77_777])
+        outgoing = Outgoing(a.engine)
+        points = fetch(outgoing, outgoing.take_points([(int.from_bytes(place[:8], "big"), place[8:])]), tmp_path / "b")
+        mended = mend(b.engine, points.points, {place: Wanted(0, compared_lsn)})
+        assert (mended.removed, mended.left) == (0, 1)
+        assert b.collection("ints").get([77_777])
+        ship(a, b, seed)
+        assert_equal(a, b, seed)
+
+
+def points_of_open(database: EmbeddedDatabase) -> list[bytes]:
+    """Return the places of all points of an open store."""
+    return [place for place, _ in database.engine.store.scan(Family.POINTS, b"")]
 
 
 def test_nothing_is_copied_from_a_primary_that_is_damaged(seed: int, tmp_path: Path) -> None:

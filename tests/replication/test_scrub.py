@@ -122,7 +122,7 @@ def contents_of(store: Store) -> dict[bytes, bytes]:
 
 def test_what_a_disk_changed_at_the_standby_is_found_and_mended(tmp_path: Path) -> None:
     """Changed, flipped and missing points are found, named and mended; applying goes on, and all is equal."""
-    with regions(tmp_path) as (east, west):
+    with regions(tmp_path, VECSTORE_SERVER_REPLICATION_SCRUB_POINTS="10000") as (east, west):
         west.stop()
         points = some_of(west.folder)
         changed = {

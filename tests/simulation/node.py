@@ -24,6 +24,7 @@ from vecstore.replication.messages import (
     Command,
     Exported,
     Installed,
+    Mended,
     NotReplaced,
     Points,
     Report,
@@ -364,6 +365,11 @@ class Node:
         points = Points(self.member.durable.promise, action.fork_lsn, self.log.durable_lsn, content)
         self.world.send(self.store_id, action.to, points)
 
+    def _mend(self, action: do.Mend) -> None:
+        self.world.note("mend", self.store_id, action.points.lsn, self.log.tip.lsn)
+        assert action.points.fork_lsn == self.log.tip.lsn, "points were set in a store that had gone on"
+        self.report_later(self.world.slow_s() / 4, self.report, Mended(action.points.lsn))
+
     def _checkpoint(self, action: do.Checkpoint) -> None:
         self._sync()
         self.disk.checkpoint = self.log.copy()
@@ -483,6 +489,7 @@ _CARRIED: dict[type, Any] = {
     do.Reset: Node._reset,
     do.Return: Node._return,
     do.Discard: Node._discard,
+    do.Mend: Node._mend,
     do.Verify: Node._verify,
     do.Reply: Node._reply,
     do.Alarm: Node._alarm,
