@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..support.disk import mounted
 from ..support.shim import build_shim
 
-DISK_MIB = 48
 KILLS_PER_RUN = 5
 IMAGES_PER_RUN = 10
 
@@ -38,12 +37,5 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a file system of 48 MiB; skips where this user may not mount one."""
-    where = tmp_path / "disk"
-    where.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "vecstore-test", str(where)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"mounting a small file system needs privileges: {exc}")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    with mounted(tmp_path / "disk") as where:
+        yield where

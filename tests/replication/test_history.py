@@ -1,7 +1,10 @@
-"""Writers and readers over two Regions while processes are killed and paused and the writer changes: the history holds.
+"""Writers and readers over two Regions under a random schedule of everything that goes wrong: the history holds.
 
-What was acknowledged is in the end in the history that lives, or in an export; no read after a token is older than what
-its token named; no epoch has two writers; both stores end equal. The seed is in the run's header.
+Processes are killed and paused, the network between them is cut, one way or both, is slow, resets and flips bits, and
+the writer changes: planned, forced while the other one is dead, cut off, or paused and about to write on. What was
+acknowledged is in the end in the history that lives, or in an export; what was acknowledged as replicated is in the
+history; no read after a token is older than what its token named; no place of an epoch has two records; both stores
+end equal. The seed is in the run's header, and a failure tells what was done.
 """
 
 from __future__ import annotations
@@ -10,148 +13,232 @@ import contextlib
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vecstore.api import Database
-from vecstore.client.remote import connect
-from vecstore.engine.contents.diverged import exports, rows
-from vecstore.errors import VecstoreError, WriteLost
+import pytest
 
-from .stores import Store, put
-from .test_failover import pair
-from .test_follow import counts, digest
+from vecstore.errors import VecstoreError
 
-FIRST, STEP = 100_000, 100_000
-STRIKES = 6
-PAUSE_S = 0.6
+from .between import Between, apart
+from .recorded import check, recording
+from .stores import Store, eventually
+
+STRIKES, STRIKES_SLOW, SEEDS_SLOW = 3, 10, 12
+PAUSE_S, WHOLE_S = 0.6, 60.0
+WEATHER_SHARE = 0.5
+_WEATHER = (("delay_s", 0.15), ("bytes_per_s", 50_000.0), ("resets", 0.02), ("flips", 0.02))
 
 
-class Client:
-    """One writer, that reads its own writes from either store; it keeps what it was told.
+class Schedule:
+    """What goes wrong, by one random generator.
 
-    Parameters
+    Attributes
     ----------
-    first
-        Its points are from here on, a new one for each write: so every write can be looked for in the end.
+    done
+        What was done, and when.
     """
 
-    def __init__(self, first: int, addresses: list[str], is_over: threading.Event) -> None:
-        self.first, self.addresses, self.is_over = first, addresses, is_over
-        self.acknowledged: set[int] = set()
-        self.stale: list[str] = []
-        self.reads = self.lost = 0
-        self.failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def __init__(self, regions: Between, seed: int) -> None:
+        self.regions, self.rng, self.start_s = regions, random.Random(seed), time.monotonic()
+        self.done = [f"seed {seed}"]
 
-    def begin(self) -> None:
-        """Write and read until it is over."""
-        self._thread.start()
+    def note(self, what: str) -> None:
+        """Remember what was done."""
+        self.done.append(f"{time.monotonic() - self.start_s:.2f} {what}")
 
-    def end(self) -> None:
-        """Wait until the last call has ended."""
-        self._thread.join(60)
-        assert not self._thread.is_alive()
-        if self.failed is not None:
-            raise self.failed
+    def name(self, store: Store) -> str:
+        """Return a store's name."""
+        return store.folder.name
 
-    def _run(self) -> None:
+    def whole(self) -> tuple[Store, Store]:
+        """Wait until one of two stores writes and the other follows it; return them in this order."""
+        stores = (self.regions.a, self.regions.b)
+
+        def is_whole(found: dict[str, Any]) -> bool:
+            writes = [one["accepts_writes"] for one in found.values()]
+            follows = [one["status"] == "following" for one in found.values()]
+            fed = [any(slot["connected"] for slot in one["slots"]) for one in found.values()]
+            is_ready = all(one["rejoin"] is None for one in found.values())
+            return is_ready and sorted(writes) == [False, True] and follows == writes[::-1] and fed == writes
+
+        def logs() -> str:
+            return "\n".join(store.logs() for store in stores)
+
+        found = eventually(lambda: {self.name(store): store.describe() for store in stores}, is_whole, WHOLE_S, logs)
+        (writer,) = [store for store in stores if found[self.name(store)]["accepts_writes"]]
+        self.note(f"whole: {self.name(writer)} writes")
+        return writer, self.other(writer)
+
+    def other(self, store: Store) -> Store:
+        """Return the other store."""
+        return self.regions.b if store is self.regions.a else self.regions.a
+
+    def run(self, strikes: int) -> tuple[Store, Store]:
+        """Let so many things go wrong, each mended before the next; return who writes and who follows then."""
+        for _ in range(strikes):
+            writer, other = self.whole()
+            self._wait(self.rng.random())
+            with self._weather():
+                strike = self.rng.choice(_STRIKES)
+                self.note(f"{strike.__name__.lstrip('_')}: {self.name(writer)} writes")
+                strike(self, writer, other)
+        return self.whole()
+
+    @contextlib.contextmanager
+    def _weather(self) -> Iterator[None]:
+        """Have a worse network for a block, sometimes."""
+        ways = (*self.regions.ways(self.regions.a), *self.regions.ways(self.regions.b))
+        if self.rng.random() < WEATHER_SHARE:
+            name, value = self.rng.choice(_WEATHER)
+            chosen = self.rng.choice((ways, ways[:2], ways[2:]))
+            self.note(f"{name} {value} of {len(chosen)} ways")
+            for way in chosen:
+                setattr(way, name, value)
         try:
-            with (
-                connect(self.addresses, timeout=4) as writer,
-                connect(self.addresses, read_from="any", timeout=4) as reader,
-            ):
-                id = self.first
-                while not self.is_over.wait(0.01):
-                    id += 1
-                    with contextlib.suppress(VecstoreError):
-                        written = writer.collection("docs").upsert([id], [[1, 2, 3, 4]])
-                        self.acknowledged.add(id)
-                        self._read(reader, id, written.token)
-        except BaseException as exc:  # noqa: BLE001 - told by whoever waits for this thread
-            self.failed = exc
+            yield
+        finally:
+            self.regions.heal()
 
-    def _read(self, reader: Database, id: int, token: str) -> None:
+    # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _wait(self, share: float = 1.0) -> None:
+        threading.Event().wait(share * PAUSE_S)
+
+    def _command(self, store: Store, name: str, **options: object) -> None:
+        """Give a command; it may be refused, or not be answered."""
         try:
-            found = reader.collection("docs").get([id], after=token)
-        except WriteLost:
-            self.lost += 1
-            return
-        self.reads += 1
-        if not found:
-            self.stale.append(f"{id} was written and is not there, read after {token}")
+            verdict = store.command(name, **options)
+            self.note(f"{name} of {self.name(store)}: {verdict.done}, {verdict.text}")
+        except VecstoreError as exc:
+            self.note(f"{name} of {self.name(store)}: {exc}")
+
+    def _promote(self, other: Store) -> None:
+        self._command(other, "promote", replaces=other.describe()["epoch"], force=True)
+
+    def _kill(self, writer: Store, other: Store) -> None:
+        victim = self.rng.choice((writer, other))
+        victim.kill()
+        self._wait(self.rng.random())
+        victim.start()
+
+    def _kill_both(self, writer: Store, other: Store) -> None:
+        stores = [writer, other]
+        self.rng.shuffle(stores)
+        for store in stores:
+            store.kill()
+        for store in stores:
+            store.start()
+
+    def _pause(self, writer: Store, other: Store) -> None:
+        with paused(self.rng.choice((writer, other))):
+            self._wait(1 + 4 * self.rng.random())
+
+    def _cut(self, writer: Store, other: Store) -> None:
+        self.regions.cut(*self.rng.choice(((), (writer,), (other,))))
+        self._wait(1 + 3 * self.rng.random())
+
+    def _switchover(self, writer: Store, other: Store) -> None:
+        self._command(writer, "switchover", target=self.regions.proxy(other).address)
+
+    def _switchover_and_kill(self, writer: Store, other: Store) -> None:
+        self._switchover(writer, other)
+        victim = self.rng.choice((writer, other))
+        victim.kill()
+        victim.start()
+
+    def _failover(self, writer: Store, other: Store) -> None:
+        """The writer goes on alone, so that something is left behind, and dies."""
+        other.kill()
+        self._wait()
+        writer.kill()
+        other.start()
+        self._promote(other)
+        writer.start()
+
+    def _failover_cut_off(self, writer: Store, other: Store) -> None:
+        """Both write, for a while."""
+        self.regions.cut()
+        self._wait(self.rng.random())
+        self._promote(other)
+        self._wait()
+
+    def _failover_half_cut_off(self, writer: Store, other: Store) -> None:
+        """The old writer hears that it was deposed, or cannot be heard; not both."""
+        self.regions.cut(self.rng.choice((writer, other)))
+        self._promote(other)
+        self._wait()
+
+    def _failover_paused(self, writer: Store, other: Store) -> None:
+        """The old writer wakes up in the middle of its calls, and knows nothing."""
+        with paused(writer):
+            self._wait(self.rng.random())
+            self._promote(other)
+            self._wait(self.rng.random())
+
+    def _takeover(self, writer: Store, other: Store) -> None:
+        """Both are well: the old writer steps down, and is waited for."""
+        self._command(other, "promote", replaces=writer.describe()["epoch"])
 
 
-def exported(stores: tuple[Store, Store]) -> Iterator[int]:
-    """Iterate over the ids in the exports of both stores."""
-    for store in stores:
-        path = str(store.folder)
-        for summary in exports(path):
-            for left in summary.collections:
-                for row in rows(path, summary.name, left.number):
-                    yield row["id"]
+_STRIKES = (
+    Schedule._kill,
+    Schedule._kill_both,
+    Schedule._pause,
+    Schedule._cut,
+    Schedule._cut,
+    Schedule._switchover,
+    Schedule._switchover_and_kill,
+    Schedule._failover,
+    Schedule._failover_cut_off,
+    Schedule._failover_half_cut_off,
+    Schedule._failover_paused,
+    Schedule._takeover,
+)
 
 
-def whole(a: Store, b: Store) -> tuple[Store, Store]:
-    """Wait until one of two stores writes and the other follows it; return them in this order."""
-    for store in (a, b):
-        store.wait(
-            lambda found: found["rejoin"] is None and (found["accepts_writes"] or found["status"] == "following"), 60
-        )
-    (writer,) = [store for store in (a, b) if store.describe()["accepts_writes"]]
-    writer.wait(lambda found: any(slot["connected"] for slot in found["slots"]), 60)
-    return writer, b if writer is a else a
+@contextlib.contextmanager
+def paused(store: Store) -> Iterator[None]:
+    """Stop a server for a block, as a machine that hangs does."""
+    assert store.served is not None
+    process = store.served.process
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
-def strike(rng: random.Random, writer: Store, other: Store) -> None:
-    """Do something bad, and mend it."""
-    assert writer.served is not None and other.served is not None
-    match rng.choice(("kill", "pause", "failover", "failover", "switchover")):
-        case "kill":
-            victim = rng.choice((writer, other))
-            victim.kill()
-            victim.start()
-        case "pause":
-            paused = rng.choice((writer.served, other.served)).process
-            paused.send_signal(signal.SIGSTOP)
-            threading.Event().wait(PAUSE_S)
-            paused.send_signal(signal.SIGCONT)
-        case "failover":
-            number = writer.describe()["epoch"]
-            other.kill()
-            threading.Event().wait(PAUSE_S)  # the writer goes on alone: this is what will be left behind
-            writer.kill()
-            other.start()
-            verdict = other.command("promote", replaces=number, force=True)
-            assert verdict.done, verdict.text
-            writer.start("--standby-of", other.address)
-        case "switchover":
-            verdict = writer.command("switchover", target=other.address)
-            assert verdict.done, verdict.text
+def live_through(path: Path, seed: int, strikes: int) -> None:
+    """Record what clients are told while so many things go wrong, and look at it."""
+    with apart(path, seed=seed) as regions:
+        # Whoever is fenced rejoins the other one by itself: no human is needed here.
+        regions.a.arguments += ["--standby-of", regions.to_b.address]
+        regions.b.arguments += ["--standby-of", regions.to_a.address]
+        regions.a.stop()
+        regions.a.start()
+        schedule = Schedule(regions, seed)
+        recorded = recording((regions.a, regions.b), "durable", "replicated", "durable")
+        try:
+            try:
+                writer, other = schedule.run(strikes)
+            finally:
+                recorded.end()
+            check(recorded, writer, other)
+        except BaseException as exc:
+            exc.add_note("\n".join(schedule.done))
+            raise
 
 
 def test_what_was_acknowledged_is_kept_or_exported(tmp_path: Path, seed: int) -> None:
-    """Kills, pauses, failovers that leave records behind, and switchovers, under two clients."""
-    rng, is_over = random.Random(seed), threading.Event()
-    with pair(tmp_path) as (a, b):
-        clients = [Client(FIRST + STEP * i, [a.address, b.address], is_over) for i in range(2)]
-        for client in clients:
-            client.begin()
-        try:
-            for _ in range(STRIKES):
-                strike(rng, *whole(a, b))
-            writer, other = whole(a, b)
-        finally:
-            is_over.set()
-        for client in clients:
-            client.end()
-        with writer.database() as database:
-            token = put(database, 5_000, 1)
-            acknowledged = sorted(set().union(*(client.acknowledged for client in clients)))
-            kept = {point.id for point in database.collection("docs").get(acknowledged, after=token)}
-        assert acknowledged and set(acknowledged) <= kept | set(exported((a, b)))
-        assert [client.stale for client in clients] == [[], []]
-        assert sum(client.reads for client in clients) > 0
-        assert counts(other, token) == counts(writer, token)
-        assert digest(a) == digest(b)
-        assert a.describe()["epochs"] == b.describe()["epochs"]
+    """A few things that go wrong."""
+    live_through(tmp_path, seed, STRIKES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(SEEDS_SLOW))
+def test_what_was_acknowledged_is_kept_or_exported_for_long(tmp_path: Path, seed: int, number: int) -> None:
+    """Many."""
+    live_through(tmp_path, seed + number, STRIKES_SLOW)

@@ -35,6 +35,7 @@ from .inflow import Inflow
 from .log import Place
 from .messages import (
     ArchiveRead,
+    Arriving,
     Checkpointed,
     Command,
     Exported,
@@ -250,8 +251,8 @@ class Driver:
             if answer is not None and not answer.done():
                 answer.set_exception(Unavailable("the server is being stopped"))
 
-    def receive(self, sender: str, message: Message) -> None:
-        """Take a message of another store; wait with records that there is no room for."""
+    def receive(self, sender: str, message: Message | Arriving) -> None:
+        """Take a message of another store, wait with records that there is no room for; or the word of one to come."""
         committer = self._engine.committer
         is_current = isinstance(message, Frame) and not self._waits_no_more(sender, message.session)
         if isinstance(message, Frame) and message.records and is_current and committer is not None:

@@ -6,7 +6,8 @@ prefix of this one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -32,6 +33,9 @@ from .part import Desk
 __all__ = ["Feed"]
 
 FRAMES_IN_FLIGHT_MAX = 4
+FRAME_BYTES_MIN = 64 << 10
+FRAME_BYTES_FIRST = 256 << 10
+"""A stream begins with frames of so many bytes, and has larger or smaller ones as fast as they are acknowledged."""
 
 
 @dataclass
@@ -46,7 +50,9 @@ class _Stream:
     applied_lsn: int
     heard_s: float
     sent_s: float
-    in_flight: int = 0
+    frame_bytes: int
+    flying: deque[tuple[int, float]] = field(default_factory=deque)
+    """Frames that were not acknowledged: the last LSN of each, and when it was sent."""
 
 
 class Feed:
@@ -85,18 +91,24 @@ class Feed:
             self.streams.pop(sender, None)
             self._refuse(sender, message.session, why)
             return
+        now_s = self.desk.now_s
+        assert self.desk.durable.promise is not None
+        welcome = Welcome(message.session, self.desk.durable.promise)
+        stream = self.streams.get(sender)
+        if stream is not None and stream.session == message.session:
+            # It asks again since the answer takes long: what is on its way is not sent again.
+            stream.heard_s = now_s
+            self.desk.send(sender, welcome)
+            return
         known = self._slot(message.slot)
         if known is not None and known.lsn > standing.lsn:
             self.desk.alarm(f"standby {sender} is at {standing.lsn} and was durable at {known.lsn}: its disk went back")
-        place = _place_of(standing)
+        place, none = _place_of(standing), Place(0, b"")
         self.hold(message.slot, standing.store_id, place)
-        now_s = self.desk.now_s
-        stream = _Stream(
-            message.session, standing.region, message.slot, place, Place(0, b""), standing.lsn, now_s, now_s
-        )
+        region, slot, size = standing.region, message.slot, min(FRAME_BYTES_FIRST, self.desk.timing.frame_bytes_max)
+        stream = _Stream(message.session, region, slot, place, none, standing.lsn, now_s, now_s, size)
         self.streams[sender] = stream
-        assert self.desk.durable.promise is not None
-        self.desk.send(sender, Welcome(message.session, self.desk.durable.promise))
+        self.desk.send(sender, welcome)
         self.pump(sender, stream)
 
     def _why_not(self, standing: Standing, slot: str) -> Why | None:
@@ -119,26 +131,46 @@ class Feed:
         if stream is None or stream.session != message.session:
             return
         stream.heard_s = self.desk.now_s
-        if self.desk.log.chain(message.durable.lsn) not in (message.durable.chain, None):
+        # Nothing above what is durable here was ever sent: who has more has something else.
+        known = message.durable.lsn <= self.desk.log.durable_lsn
+        if not known or self.desk.log.chain(message.durable.lsn) not in (message.durable.chain, None):
             del self.streams[sender]
             self.desk.alarm(f"standby {sender} acknowledges another record at {message.durable.lsn}")
             self._refuse(sender, message.session, "beside")
             return
         if message.durable.lsn >= stream.acked.lsn:
-            stream.acked, stream.in_flight = message.durable, 0
+            stream.acked = message.durable
+            self._pace(stream)
             stream.applied_lsn = max(stream.applied_lsn, message.applied_lsn)
         self.pump(sender, stream)
 
+    def _pace(self, stream: _Stream) -> None:
+        """Have larger frames where they are acknowledged at once, smaller ones where that takes long.
+
+        So what is on its way is about what goes in a second, and neither heartbeats nor the word of where the log ends
+        wait long behind it. Only a lost connection loses frames, and a gap begins the stream anew: none is sent again.
+        """
+        timing, sent_s = self.desk.timing, None
+        while stream.flying and stream.flying[0][0] <= stream.acked.lsn:
+            sent_s = stream.flying.popleft()[1]
+        if sent_s is None:
+            return
+        age_s = self.desk.now_s - sent_s
+        if age_s < timing.call_every_s / 4:
+            stream.frame_bytes = min(timing.frame_bytes_max, 2 * stream.frame_bytes)
+        elif age_s > timing.call_every_s:
+            stream.frame_bytes = max(min(FRAME_BYTES_MIN, timing.frame_bytes_max), stream.frame_bytes // 2)
+
     def pump(self, sender: str, stream: _Stream) -> None:
         """Send a stream what is durable and fits its window."""
-        while stream.sent.lsn < self.shippable() and stream.in_flight < FRAMES_IN_FLIGHT_MAX:
-            records = self.desk.log.read(stream.sent.lsn, self.shippable(), self.desk.timing.frame_bytes_max)
+        while stream.sent.lsn < self.shippable() and len(stream.flying) < FRAMES_IN_FLIGHT_MAX:
+            records = self.desk.log.read(stream.sent.lsn, self.shippable(), stream.frame_bytes)
             if not records:
                 del self.streams[sender]  # cut beneath it: its next hello is answered with "too old"
                 return
             self._frame(sender, stream, tuple(records))
-            stream.in_flight += 1
             stream.sent = Place(records[-1].lsn, records[-1].mark.chain)
+            stream.flying.append((stream.sent.lsn, self.desk.now_s))
 
     def _frame(self, sender: str, stream: _Stream, records: tuple) -> None:  # type: ignore[type-arg]
         durable = self.desk.durable
@@ -159,13 +191,12 @@ class Feed:
             self.pump(sender, stream)
 
     def tick(self) -> None:
-        """Heartbeats, retransmission, forgetting who is gone, and the places of slots."""
+        """Heartbeats, forgetting who is gone, and the places of slots."""
         timing, now_s = self.desk.timing, self.desk.now_s
         for sender, stream in list(self.streams.items()):
             if now_s - stream.heard_s > 2 * timing.silence_s:
                 del self.streams[sender]
             elif now_s - stream.sent_s >= timing.call_every_s:
-                stream.in_flight = 0
                 self._frame(sender, stream, ())
                 self.pump(sender, stream)
         self._note_slots()

@@ -121,6 +121,11 @@ class StandbyLag:
         """The highest LSN that the primary has said to have."""
         return 0 if self._heard is None else self._heard[0].lsn
 
+    @property
+    def heard_s(self) -> float | None:
+        """When the primary last said where its log ends; None for never."""
+        return None if self._heard is None else self._heard[1]
+
     def heard(self, tip: Position, now_s: float) -> None:
         """Take what the primary says of its durable tip; `now_s` is when it arrived."""
         if self._heard is not None and tip.lsn < self._heard[0].lsn:

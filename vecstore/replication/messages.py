@@ -21,6 +21,7 @@ __all__ = [
     "Adopt",
     "Answer",
     "ArchiveRead",
+    "Arriving",
     "Call",
     "Chains",
     "ChainsRequest",
@@ -355,6 +356,22 @@ class Mended(_Value, frozen=True):
     lsn: int
 
 
+class Arriving(_Value, frozen=True):
+    """A large message of another store is on its way: that one is there, though nothing was heard of it yet."""
+
+    sender: str
+
+
 Report = (
-    Synced | Installed | ArchiveRead | Checkpointed | Exported | WasReset | NotReplaced | Returned | Verified | Mended
+    Arriving
+    | Synced
+    | Installed
+    | ArchiveRead
+    | Checkpointed
+    | Exported
+    | WasReset
+    | NotReplaced
+    | Returned
+    | Verified
+    | Mended
 )

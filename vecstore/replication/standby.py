@@ -15,10 +15,12 @@ from ..record import Kind, Record
 from ..storage.catalog import Epoch
 from .actions import Action, Append, Discard, Install, Mend, ReadArchive, Verify
 from .durable import Difference, ScrubState
+from .epochs import Claim
 from .log import Place
 from .messages import (
     Ack,
     ArchiveRead,
+    Arriving,
     Command,
     Frame,
     HandoverRefusal,
@@ -59,7 +61,7 @@ class Standby(Part):
         self.desk = desk
         self.status = "dialling"
         self.session = 0
-        self.heard_s = self.asked_s = self.moved_s = desk.now_s
+        self.heard_s = self.asked_s = self.moved_s = self.acked_s = desk.now_s
         self.tip = desk.log.tip
         self.seen_lsn = 0
         self.is_stalled = self.is_bridged = False
@@ -68,6 +70,7 @@ class Standby(Part):
         self.is_mending = False
         self.promotion: Promotion | None = None
         self.history: tuple[Epoch, ...] = ()
+        self._asked: tuple[str, Claim | None, Place] | None = None
 
     def start(self) -> None:
         self._look_at_tip()
@@ -107,6 +110,8 @@ class Standby(Part):
         match message:
             case Synced():
                 self._synced()
+            case Arriving():
+                self._arriving(message)
             case Installed():
                 self._installed()
             case NotReplaced():
@@ -170,10 +175,17 @@ class Standby(Part):
     # -- the stream --------------------------------------------------------------------------------------------------
 
     def dial(self) -> None:
-        """Ask the primary to be fed from what is here; what is being replaced is not here."""
+        """Ask the primary to be fed from what is here; what is being replaced is not here.
+
+        Asked again for the same, it is by the same session: the answer may take longer than one waits between two.
+        """
         if self.desk.is_replacing or self.desk.durable.is_halted:
             return
-        self.status, self.session = "dialling", self.desk.mint()
+        asked = (self.desk.durable.primary, self.desk.durable.promise, self.desk.log.tip)
+        session = self.desk.mint()
+        if self.status != "dialling" or asked != self._asked:
+            self.session = session
+        self.status, self._asked = "dialling", asked
         self.asked_s = self.desk.now_s
         self.tip = self.desk.log.tip
         if self.desk.durable.primary:
@@ -212,6 +224,13 @@ class Standby(Part):
             self._append(fresh)
         else:
             self._synced()
+
+    def _arriving(self, message: Arriving) -> None:
+        """Wait on: what comes is large, or the line slow. The primary, too, must hear that somebody is here."""
+        if message.sender == self.desk.durable.primary and self.status == "following":
+            self.heard_s = self.desk.now_s
+            if self.heard_s - self.acked_s >= self.desk.timing.call_every_s:
+                self._acknowledge()
 
     def _fresh(self, message: Frame) -> Sequence[Record] | None:
         """Return the records that are new here; None where the frame does not fit, and the stream begins again."""
@@ -253,6 +272,7 @@ class Standby(Part):
     def _acknowledge(self) -> None:
         log = self.desk.log
         if self.status == "following":
+            self.acked_s = self.desk.now_s
             durable = Place(log.durable_lsn, log.chain(log.durable_lsn) or b"")
             self.desk.send(self.desk.durable.primary, Ack(self.session, durable, log.applied_lsn))
 

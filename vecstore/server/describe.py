@@ -19,6 +19,8 @@ from .follow import Links
 
 __all__ = ["applied_of", "describe", "end_of"]
 
+HEARTBEATS = 3
+
 
 def end_of(driver: Driver) -> Position:
     """Return where a store's durable log ends."""
@@ -38,7 +40,9 @@ def describe(driver: Driver, links: Links, trail: Trail, lag: StandbyLag, region
     durable, promise, now_s = member.durable, member.durable.promise, time.monotonic()
     primary_id = member.me if durable.role == "primary" else durable.primary or (promise.store_id if promise else "")
     part = member.part
-    is_connected = isinstance(part, Standby) and part.is_connected
+    # Heartbeats say where the primary's log ends: without, what it has is not known, though something arrives.
+    is_heard = lag.heard_s is not None and now_s - lag.heard_s <= HEARTBEATS * member.timing.call_every_s
+    is_connected = isinstance(part, Standby) and part.is_connected and is_heard
     behind = lag.lag(applied_of(driver), now_s, is_connected=is_connected) if durable.role == "standby" else Lag()
     return {
         "store_id": member.me,

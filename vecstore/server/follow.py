@@ -30,11 +30,13 @@ from ..wire.v1 import replication_pb2 as pb
 from . import log
 from .link import FIRST_S, Link, Peer
 from .peers import AddressBook
+from .pieces import joined
 from .reach import Reach
 
 __all__ = ["Links", "Self"]
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.2, 5.0
+ARRIVING_EVERY_S = 0.2
 _CLOCK = SystemClock()
 STEADY_S = 5.0
 """A link that lived so long was a good one: the next is made at once."""
@@ -77,6 +79,10 @@ class Links:
         Is told where the log of a store that feeds this one ends.
     on_facts
         Is told what such a store says of itself; quick.
+    on_arriving
+        Is told of a store of which a large message is arriving, a few times a second.
+    on_change
+        Is told of bytes that were changed on the way, and so were not believed: the store, and why.
     """
 
     def __init__(
@@ -90,9 +96,12 @@ class Links:
         on_damage: Callable[[str, str], None] = lambda _from, _why: None,
         on_end: Callable[[str, Position], None] = lambda _from, _end: None,
         on_facts: Callable[[str, bytes], None] = lambda _from, _facts: None,
+        on_arriving: Callable[[str], None] = lambda _from: None,
+        on_change: Callable[[str, str], None] = lambda _from, _why: None,
     ) -> None:
         self._me, self._book, self._reach, self._receive = me, book, reach, receive
         self._on_scrub, self._on_damage, self._on_end, self._on_facts = on_scrub, on_damage, on_end, on_facts
+        self._on_arriving, self._on_change = on_arriving, on_change
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
         self._open: set[Link] = set()
@@ -176,7 +185,8 @@ class Links:
             watch.daemon = True
             watch.start()
             try:
-                first = next(call, None)
+                said = joined(call, self._on_piece(link))
+                first = next(said, None)
             finally:
                 watch.cancel()
             if first is None:
@@ -185,7 +195,7 @@ class Links:
             if not is_wanted(first.introduction.store_id):
                 raise InvalidArgument(f"{address} is another store by now: {first.introduction.store_id}")
             if self._introduced(link, first.introduction, ""):
-                self._read(link, call)
+                self._read(link, said)
         except grpc.RpcError as exc:
             raise error_from(exc) from exc
         finally:
@@ -196,29 +206,28 @@ class Links:
 
     def serve(self, requests: Iterator[pb.Envelope], context: Any) -> Iterator[pb.Envelope]:
         """Serve a link that another store has made."""
-        first = next(requests, None)
+        link = Link(is_mine=False)
+        said = joined(requests, self._on_piece(link))
+        first = next(said, None)
         if first is None:
             return
         if self._closed.is_set():
             raise Unavailable("the server is being stopped")
-        link = Link(is_mine=False)
         if not context.add_callback(link.close):
             return
         self._begin(link)
         try:
             if not self._introduced(link, first.introduction, _host_of(context.peer())):
                 raise Unavailable("there is a link already")
-            threading.Thread(
-                target=self._serve_read, args=(link, requests), name="vecstore-link-in", daemon=True
-            ).start()
+            threading.Thread(target=self._serve_read, args=(link, said), name="vecstore-link-in", daemon=True).start()
             yield from link.outgoing(self._introduction(), self._me.end, self._me.facts)
         finally:
             self._end(link)
 
-    def _serve_read(self, link: Link, requests: Iterator[pb.Envelope]) -> None:
+    def _serve_read(self, link: Link, said: Iterator[pb.Envelope]) -> None:
         # However it ends: the link is over, and the other side makes another one.
         with suppress(Exception):
-            self._read(link, requests)
+            self._read(link, said)
         link.close()
 
     # -- both --------------------------------------------------------------------------------------------------------
@@ -259,13 +268,30 @@ class Links:
         self._log.info("linked", store=other.store_id, region=other.region, address=self._book.address(other.store_id))
         return True
 
+    def _on_piece(self, link: Link) -> Callable[[bool], None]:
+        """Return what is told of each piece that comes on a link."""
+        told_s = 0.0
+
+        def heard(more: bool) -> None:
+            nonlocal told_s
+            link.heard()
+            if more and link.peer is not None and link.heard_s - told_s > ARRIVING_EVERY_S:
+                told_s = link.heard_s
+                self._on_arriving(link.peer.store_id)
+
+        return heard
+
     def _read(self, link: Link, envelopes: Iterator[pb.Envelope]) -> None:
         peer = link.peer
         assert peer is not None
-        for envelope in envelopes:
-            if link.is_closed:
+        while not link.is_closed:
+            try:
+                envelope = next(envelopes, None)
+            except Unavailable as exc:
+                self._on_change(peer.store_id, exc.args[0])
+                raise
+            if envelope is None or link.is_closed:
                 return
-            link.heard()
             if envelope.HasField("end"):
                 end = envelope.end
                 self._on_end(peer.store_id, Position(end.lsn, end.log_bytes, end.commit_time_us))

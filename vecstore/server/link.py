@@ -1,8 +1,9 @@
 """One connection between two stores, and what waits for a store while there is none.
 
 A `Peer` is another store as this one sees it: a bounded queue of messages for it, and the `Link` that takes from it
-now. Messages may be lost, as the protocol allows: those that are older than a few seconds, and those beyond the bound,
-are. What a link was handed goes out in order. Neither knows gRPC but for the messages of the contract.
+now. Messages may be lost, as the protocol allows: those that had waited for some seconds when the link was made, and
+those beyond the bound, are. What a link was handed goes out in order. Neither knows gRPC but for the messages of the
+contract.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from ..replication.coding import encode
 from ..replication.lag import Position
 from ..replication.messages import Frame, Message, Welcome
 from ..wire.v1 import replication_pb2 as pb
+from .pieces import PIECE_BYTES, cut
 
 __all__ = ["Link", "Peer"]
 
 QUEUE_BYTES_MAX = 64 * MIB
 QUEUE_COUNT_MAX = 10_000
 OLD_S = 5.0
+"""What had waited for so long when a link was made is dropped. A slow link is handed everything."""
 QUIET_S = 2.5
 """A link that gave no answer for so long makes way for a new one."""
 DEAD_S = 10.0
@@ -70,12 +73,12 @@ class Peer:
         self._bytes = 0
 
     def put(self, content: Message | bytes) -> None:
-        """Queue a message; drop it where too much waits. A welcome begins a session: frames of older ones go."""
+        """Queue a message; drop it where too much waits. A welcome to a session: frames of older ones go."""
         size = sum(record.size for record in content.records) if isinstance(content, Frame) else 256
         with self.changed:
             if isinstance(content, Welcome):
                 # On a slow link what is new would wait behind them for so long that it were old, too.
-                kept = [waiting for waiting in self._queue if not isinstance(waiting.content, Frame)]
+                kept = [waiting for waiting in self._queue if not _is_older(waiting.content, content.session)]
                 self._queue, self._bytes = deque(kept), sum(waiting.size for waiting in kept)
             if self._bytes + size > QUEUE_BYTES_MAX or len(self._queue) >= QUEUE_COUNT_MAX:
                 return
@@ -92,7 +95,7 @@ class Peer:
                     return None
                 waiting = self._queue.popleft()
                 self._bytes -= waiting.size
-                if time.monotonic() - waiting.queued_s <= OLD_S:
+                if link.begun_s - waiting.queued_s <= OLD_S:
                     return waiting.content
 
     def admit(self, link: Link, me: str) -> bool:
@@ -133,13 +136,15 @@ class Link:
         Whether this store made it.
     heard_s
         When something last came, of the monotonic clock.
+    begun_s
+        When it was made.
     """
 
     def __init__(self, *, is_mine: bool, call: Any = None) -> None:
         self.is_mine = is_mine
         self.is_closed = False
         self.peer: Peer | None = None
-        self.heard_s = time.monotonic()
+        self.heard_s = self.begun_s = time.monotonic()
         self.introduced = threading.Event()
         self._asked_s: float | None = None
         self._tells_s = 0.0
@@ -177,7 +182,7 @@ class Link:
     def outgoing(
         self, introduction: pb.Envelope, end: Callable[[], Position | None], facts: Callable[[], bytes]
     ) -> Iterator[pb.Envelope]:
-        """Yield what goes out: the introduction, then the messages for the store that introduced itself.
+        """Yield what goes out, in pieces: the introduction, then messages for the store that introduced itself.
 
         Parameters
         ----------
@@ -186,7 +191,7 @@ class Link:
         facts
             Returns what this store says of itself, for frames now and then; nothing where that is not known yet.
         """
-        yield introduction
+        yield from cut(introduction)
         if not self.introduced.wait(FIRST_S):
             self.close()
         peer = self.peer
@@ -197,13 +202,23 @@ class Link:
             if self._asked_s is None:
                 self._asked_s = time.monotonic()
             if isinstance(content, bytes):
-                yield pb.Envelope(scrub=content)
+                yield from cut(pb.Envelope(scrub=content))
             else:
                 message, records = encode(content)
                 is_frame = isinstance(content, Frame)
-                place = end() if is_frame else None
-                said = None if place is None else pb.LogEnd(lsn=place[0], log_bytes=place[1], commit_time_us=place[2])
                 told = facts() if is_frame and time.monotonic() >= self._tells_s else b""
                 if told:
                     self._tells_s = time.monotonic() + FACTS_S
-                yield pb.Envelope(message=message, records=records, end=said, facts=told)
+                said = _said(end()) if is_frame else None
+                yield from cut(pb.Envelope(message=message, records=records, end=said, facts=told))
+                if sum(map(len, records)) > PIECE_BYTES:
+                    # It took a while to send: where the log ends by now is not to wait for the next frame.
+                    yield from cut(pb.Envelope(end=_said(end())))
+
+
+def _is_older(content: Message | bytes, session: int) -> bool:
+    return isinstance(content, Frame) and content.session != session
+
+
+def _said(place: Position | None) -> pb.LogEnd | None:
+    return None if place is None else pb.LogEnd(lsn=place[0], log_bytes=place[1], commit_time_us=place[2])

@@ -18,6 +18,7 @@ from ..replication.log import Place
 from ..replication.state import Member
 from ..wire.methods import REPLICATION, REPLICATION_METHODS, Method
 from ..wire.v1 import replication_pb2 as pb
+from .pieces import join_check, ticket_check
 
 if TYPE_CHECKING:
     from .replication import Replication
@@ -63,6 +64,8 @@ class Replicate:
 
     def _join(self, asked: pb.JoinRequest, _context: grpc.ServicerContext) -> pb.SnapshotTicket:
         """Hold the log for a new standby, and take a snapshot for it."""
+        if asked.check != join_check(asked):
+            raise Unavailable("what was asked was changed on the way")
         for option, text in (("store_id", asked.store_id), ("slot", asked.slot)):
             if not text or len(text) > ID_TEXT_MAX:
                 raise InvalidArgument(f"{option}: {text[:50]!r} given; allowed are 1 to {ID_TEXT_MAX} characters")
@@ -93,7 +96,7 @@ class Replicate:
         claim = driver.state.promise
         if claim is None or claim.store_id != driver.member.me:
             raise Unavailable("this store is not the primary any more")
-        return pb.SnapshotTicket(
+        made = pb.SnapshotTicket(
             id=ticket.id,
             store_id=driver.member.me,
             lineage=driver.engine.lineage,
@@ -103,6 +106,8 @@ class Replicate:
             files=[pb.SnapshotFile(name=file.name, size=file.size, check=file.check) for file in ticket.files],
             primary_address=replication.advertised(),
         )
+        made.check = ticket_check(made)
+        return made
 
     def _fetch(self, asked: pb.FetchRequest, _context: grpc.ServicerContext) -> Iterator[pb.FileChunk]:
         contents, offset = self._replication.contents, asked.offset

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..replication.driver import Driver
 from ..replication.durable import Durable, Timing
 from ..replication.epochs import Claim, Identity
 from ..replication.lag import Position, StandbyLag, Trail
-from ..replication.messages import Call, Message, Rejoin
+from ..replication.messages import Arriving, Call, Message, Rejoin
 from ..replication.standby import Standby
 from ..replication.state import Member
 from . import log
@@ -101,6 +102,8 @@ class Replication:
             on_damage=self._cannot_read,
             on_end=self._heard,
             on_facts=lambda sender, data: self.on_facts(sender, data),
+            on_arriving=lambda sender: self.driver.receive("", Arriving(sender)),
+            on_change=self._was_changed,
         )
         self.contents = StoreContents(
             lambda: self.driver.engine,
@@ -214,6 +217,12 @@ class Replication:
             self.driver.act(halt)
         except (VecstoreError, TimeoutError) as exc:
             self._log.error("not stopped", why=str(exc))
+
+    def _was_changed(self, sender: str, why: str) -> None:
+        """Tell a human; the link has ended, and another one is made."""
+        self._log.error("changed on the way", store=sender, why=why)
+        with suppress(VecstoreError, TimeoutError):
+            self.driver.act(lambda member: member.alarm(f"from {sender}: {why}"))
 
     # -- meeting others ----------------------------------------------------------------------------------------------
 

@@ -19,13 +19,14 @@ from ..backup.restore import restore
 from ..engine.contents.incoming import Incoming, has_room
 from ..engine.contents.install import install
 from ..engine.kept import INCOMING
-from ..errors import AlreadyExists, Exhausted, InvalidArgument, NotPrimary, VecstoreError
+from ..errors import AlreadyExists, Exhausted, InvalidArgument, NotPrimary, Unavailable, VecstoreError
 from ..replication.coding import decode_claim, encode_state
 from ..replication.durable import Durable
 from ..storage.directory import begin, is_store
 from ..wire.v1 import replication_pb2 as pb
 from . import log
 from .peers import AddressBook
+from .pieces import join_check, ticket_check
 from .reach import Reach
 from .settings import ReplicationSettings
 
@@ -125,7 +126,10 @@ def _fetch(
 ) -> None:
     reach, logger = Reach(settings), log.logger()
     request = pb.JoinRequest(store_id=store_id, slot=settings.slot or store_id, region=region, address=address)
+    request.check = join_check(request)
     ticket = reach.join(primary, request)
+    if ticket.check != ticket_check(ticket):
+        raise Unavailable(f"what {primary} said was changed on the way")
     size = sum(file.size for file in ticket.files)
     logger.info("bootstrapping", primary=primary, lsn=ticket.lsn, bytes=size, files=len(ticket.files))
     incoming = Incoming(path, free_bytes_min)

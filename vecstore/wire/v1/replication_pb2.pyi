@@ -7,20 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Envelope(_message.Message):
-    __slots__ = ("introduction", "message", "records", "scrub", "end", "facts")
+    __slots__ = ("introduction", "message", "records", "scrub", "end", "facts", "piece", "more", "check")
     INTRODUCTION_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     SCRUB_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     introduction: Introduction
     message: bytes
     records: _containers.RepeatedScalarFieldContainer[bytes]
     scrub: bytes
     end: LogEnd
     facts: bytes
-    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ..., end: _Optional[_Union[LogEnd, _Mapping]] = ..., facts: _Optional[bytes] = ...) -> None: ...
+    piece: bytes
+    more: bool
+    check: int
+    def __init__(self, introduction: _Optional[_Union[Introduction, _Mapping]] = ..., message: _Optional[bytes] = ..., records: _Optional[_Iterable[bytes]] = ..., scrub: _Optional[bytes] = ..., end: _Optional[_Union[LogEnd, _Mapping]] = ..., facts: _Optional[bytes] = ..., piece: _Optional[bytes] = ..., more: bool = ..., check: _Optional[int] = ...) -> None: ...
 
 class LogEnd(_message.Message):
     __slots__ = ("lsn", "log_bytes", "commit_time_us")
@@ -58,19 +64,21 @@ class Introduction(_message.Message):
     def __init__(self, store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., addresses: _Optional[_Mapping[str, str]] = ..., now_us: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("store_id", "slot", "region", "address")
+    __slots__ = ("store_id", "slot", "region", "address", "check")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     slot: str
     region: str
     address: str
-    def __init__(self, store_id: _Optional[str] = ..., slot: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+    check: int
+    def __init__(self, store_id: _Optional[str] = ..., slot: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class SnapshotTicket(_message.Message):
-    __slots__ = ("id", "store_id", "lineage", "lsn", "chain", "claim", "files", "primary_address")
+    __slots__ = ("id", "store_id", "lineage", "lsn", "chain", "claim", "files", "primary_address", "check")
     ID_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +87,7 @@ class SnapshotTicket(_message.Message):
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     id: str
     store_id: str
     lineage: bytes
@@ -87,7 +96,8 @@ class SnapshotTicket(_message.Message):
     claim: bytes
     files: _containers.RepeatedCompositeFieldContainer[SnapshotFile]
     primary_address: str
-    def __init__(self, id: _Optional[str] = ..., store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., lsn: _Optional[int] = ..., chain: _Optional[bytes] = ..., claim: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., primary_address: _Optional[str] = ...) -> None: ...
+    check: int
+    def __init__(self, id: _Optional[str] = ..., store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., lsn: _Optional[int] = ..., chain: _Optional[bytes] = ..., claim: _Optional[bytes] = ..., files: _Optional[_Iterable[_Union[SnapshotFile, _Mapping]]] = ..., primary_address: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
 
 class SnapshotFile(_message.Message):
     __slots__ = ("name", "size", "check")
