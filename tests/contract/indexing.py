@@ -96,6 +96,19 @@ class IndexingContract(DatabaseContract):
             docs.optimize()
         assert docs.count() == len(oracle.points)
 
+    @pytest.mark.parametrize("kind", ["ivf_pq", "hnsw"])
+    def test_a_few_of_many_rows_are_left(self, database: Database, kind: str) -> None:
+        """Where hardly a row of a segment lives, and then none, searches say so: before it is rewritten, and after."""
+        docs, rows, _ = built(database, kind)
+        docs.delete(ids=range(8, ROWS))
+        hits = docs.search(rows[3], 10)
+        assert sorted(ids_of(hits)) == list(range(8))
+        assert hits[0].id == 3
+        docs.delete(ids=range(8))
+        assert ids_of(docs.search(rows[3], 10)) == []
+        docs.optimize()
+        assert ids_of(docs.search(rows[3], 10)) == []
+
     def test_shards_answer_as_one(self, database: Database) -> None:
         """A collection of several shards gives one merged answer, exact and approximate."""
         docs, rows, queries = built(database, "auto", shards=3)

@@ -171,7 +171,7 @@ class Accelerator:
         if ask.effort is not None:
             effort = known.effort_for(ask.effort, k)
         else:
-            effort = known.effort(ask.recall, k, share=round(share, 2), filtered=selection is not None)
+            effort = known.effort(ask.recall, k, share=share, filtered=selection is not None)
         candidates = min(max(effort.candidates, reach), segment.rows)
         if candidates > device.candidates_max and candidates >= segment.rows and effort.candidates < segment.rows:
             return None

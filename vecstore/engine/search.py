@@ -162,7 +162,7 @@ def _sealed(
 ) -> tuple[list[tuple[Floats, RowNumbers]], bool]:
     """Ask the sealed segments; also return whether every row that matches was compared."""
     sealed = shard.sealed
-    if not sealed.segments:
+    if not sealed.segments or not sealed.rows:
         return [], True
     selection: cpu.BitmapSelection | None = None
     share = 1.0
@@ -291,7 +291,7 @@ def _candidates(
     if ask.effort is not None:
         effort: Effort = segment.curve.effort_for(ask.effort, k)
     else:
-        effort = segment.effort(ask.recall, k, round(share, 2) if selection else 1.0, selection is not None)
+        effort = segment.effort(ask.recall, k, share if selection else 1.0, selection is not None)
     if effort.candidates < segment.rows:
         return segment.index.search(queries, effort, selection)
     found = [

@@ -9,6 +9,7 @@ import numpy as np
 from ..config import EXTENT_ROWS
 from ..index.base import Effort, Index
 from ..index.curve import Curve
+from ..index.effort import two_digits
 from .extent import Extent
 from .rowmap import RowMap
 from .rows import Rows
@@ -53,7 +54,7 @@ class Segment:
     def effort(self, recall: float, k: int, share: float = 1.0, filtered: bool = False) -> Effort:
         """Return the least effort that meets a recall at k; answers are remembered."""
         assert self.curve is not None
-        key = (recall, k, share, filtered)
+        key = (recall, k, two_digits(share), filtered)
         effort = self._efforts.get(key)
         if effort is None:
             if len(self._efforts) > 1000:

@@ -15,7 +15,7 @@ from typing import Any
 
 from .base import Effort
 
-__all__ = ["ASKS", "TABLE_ASKS", "Curve", "Setting", "table"]
+__all__ = ["ASKS", "TABLE_ASKS", "Curve", "Setting", "table", "two_digits"]
 
 ASKS = (0.90, 0.95, 0.99)
 RECALL_MAX = 0.999
@@ -103,11 +103,11 @@ class Curve:
         k
             Hits wanted.
         share
-            The share of the rows that a filter or deletions leave.
+            The share of the rows that a filter or deletions leave; above 0. Two digits of it count.
         filtered
             Whether a selection is given.
         """
-        key = (recall, k, share if filtered else 1.0, filtered)
+        key = (recall, k, two_digits(share) if filtered else 1.0, filtered)
         found = self._known.get(key)
         if found is None:
             if len(self._known) > 4096:
@@ -185,6 +185,11 @@ class Curve:
         """Return the curve of `to_plain`."""
         settings = tuple(Setting(*values) for values in plain["settings"])
         return cls(plain["kind"], plain["lists"], settings, dict(plain["measured"]))
+
+
+def two_digits(share: float) -> float:
+    """Return a share to two significant digits, never 0: so few are told apart, and a few of many rows stay a share."""
+    return float(f"{share:.2g}")
 
 
 def table(index_kind: str, lists: int, dim: int) -> Curve:
