@@ -188,6 +188,7 @@ def test_a_standby_that_differs_too_much_is_stopped_for_good(tmp_path: Path) -> 
         assert not west.command("promote", replaces=1).done
         found = west.describe()
         assert (found["status"], found["applied_lsn"]) == ("stopped", lsn)
+        assert east.describe()["accepts_writes"]
 
 
 @pytest.mark.parametrize("change", [flipped, pytest.param(another, marks=pytest.mark.slow)])

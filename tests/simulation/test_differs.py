@@ -153,7 +153,7 @@ def test_points_for_another_place_are_not_taken() -> None:
     ids=["too many", "not all named"],
 )
 def test_what_is_not_mended_by_itself_stays_stopped(found: Difference, why: str) -> None:
-    """It asks for nothing, and says why; a promotion is refused as long as it lacks records, and then counts."""
+    """It asks for nothing, and says why; only a forced promotion takes over, and says so."""
     scene = begin()
     differ(scene, found)
     scene.put("a", 9, 9)
@@ -161,6 +161,12 @@ def test_what_is_not_mended_by_itself_stays_stopped(found: Difference, why: str)
     scrub = scrub_of(scene)
     assert scrub is not None and why in scrub.refusal
     assert (scene["b"].status, noted(scene, "mend")) == ("stopped", 0)
+    scene["b"].crash()
+    scene["b"].start()
+    reply = scene.tell("b", Promote(1, max_loss=1_000))
+    assert reply is not None and not reply.done
+    scene.run(LONG_S)
+    assert scene["a"].status == "open", "the primary stepped down for a store that cannot take over"
     scene.kill("a")
     scene.tell("b", Promote(1, force=True))
     scene.until("b", "open")

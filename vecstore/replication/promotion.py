@@ -37,6 +37,9 @@ class Promotion:
             desk.reply(False, "this store holds nothing yet")
         elif command.replaces != desk.number:
             desk.reply(False, f"this store knows of epoch {desk.number}, not {command.replaces}")
+        elif desk.durable.is_halted and not command.force:
+            # It applies nothing, and knows of no lag: to ask for a step-down would leave nobody who writes.
+            desk.reply(False, "points differ from the primary's, and nothing is applied; force accepts both")
         elif lag > command.max_loss and not command.force and not is_connected:
             # Refused before anybody is asked to step down, so that nobody is left without a primary for nothing.
             desk.reply(False, _too_far(lag, command.max_loss))
