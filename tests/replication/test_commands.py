@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import vecstore
 
 from .stores import Store, put
@@ -176,3 +178,123 @@ def test_regions_that_ask_who_it_is(tmp_path: Path) -> None:
             assert refused["error"]["kind"] == "PermissionDenied"
             made = vecstore_command("promote", b.address, "--token-file", str(admin))
             assert made["role"] == "primary"
+
+
+@pytest.mark.slow
+def test_a_dry_run_finds_what_the_rejoin_finds_where_a_disk_went_back(tmp_path: Path) -> None:
+    """Epochs alone do not tell: one writer wrote some LSNs twice. Chains do, for the one as for the other."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b.arguments += ["--standby-of", a.address]
+        with b.running():
+            following(a, b)
+    shutil.copytree(a.folder, tmp_path / "image")
+    with a.running(), b.running():
+        following(a, b)
+        with a.database() as database:
+            put(database, 100, 5)
+            put(database, 200, 5)
+        following(a, b)
+    with b.running():
+        vecstore_command("promote", b.address, "--force")
+        # The old primary's disk goes back, and its process writes on as if nothing were: the same LSNs, other records.
+        for entry in list(a.folder.iterdir()):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.copytree(tmp_path / "image", a.folder, dirs_exist_ok=True)
+        alone = {"VECSTORE_SERVER_REPLICATION_START_ALONE_AFTER_S": "0"}
+        c = Store(a.folder, "--region", "east", environment=alone)
+        (a.folder / "peers.json").unlink()
+        with c.running():
+            c.wait(lambda found: found["accepts_writes"])
+            with c.database() as database:
+                put(database, 300, 3)
+                database.collection("docs").delete(ids=[300, 0])
+        lsn = vecstore_command("history", str(a.folder))["lsn"]
+        before = b.describe()["peers"]
+        foretold = vecstore_command("rejoin", str(a.folder), "--primary", b.address, "--dry-run")
+        assert foretold["lsn"] == lsn and foretold["records"] == 2 and foretold["kinds"] == {"upsert": 1, "delete": 1}
+        assert foretold["fork_lsn"] == lsn - 2
+        assert (foretold["points"], foretold["needs_snapshot"], foretold["why_snapshot"]) == (4, False, "")
+        assert foretold["bytes"] > 0
+        found = b.describe()
+        assert (found["peers"], found["role"], found["alarms"]) == (before, "primary", [])
+        (export,) = vecstore_command("rejoin", str(a.folder), "--primary", b.address)["exported"]
+        assert (export["fork_lsn"], export["records"]) == (foretold["fork_lsn"], foretold["records"])
+
+
+def test_slots_are_dropped_in_a_directory_as_by_its_server(tmp_path: Path) -> None:
+    """A primary that is down lets go of its log with the same checks; a standby holds nothing for anybody."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b.arguments += ["--standby-of", a.address, "--slot", "west"]
+        with b.running():
+            following(a, b)
+            error = vecstore_command("slots", "drop", b.address, "west", code=1)["error"]
+            assert "is a standby" in error["message"] and a.address in error["hint"]
+        error = vecstore_command("slots", "drop", str(a.folder), "west", code=1)["error"]
+        assert error["kind"] == "Locked"
+    error = vecstore_command("slots", "drop", str(a.folder), "nobody", code=1)["error"]
+    assert "there is no 'nobody'" in error["message"] and "west" in error["hint"]
+    error = vecstore_command("slots", "drop", str(b.folder), "west", code=1)["error"]
+    assert "is a standby" in error["message"]
+    done = vecstore_command("slots", "drop", str(a.folder), "west", "--gone")
+    assert done == {"name": "west", "gone": True, "text": "slot west is dropped"}
+    assert vecstore_command("slots", "list", str(a.folder)) == []
+    with a.running():
+        assert a.wait(lambda found: found["accepts_writes"])["slots"] == []
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    """Whoever reads one at night has the next command in it."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+
+    def hint(*arguments: str) -> str:
+        return str(vecstore_command(*arguments, code=1)["error"]["hint"])
+
+    assert "`vecstore serve" in hint("step-down", str(a.folder))
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        assert "none: no standby has followed" in hint("switchover", a.address, "west")
+        b.arguments += ["--standby-of", a.address, "--slot", "west"]
+        with b.running():
+            following(a, b)
+            assert a.address in hint("switchover", b.address, a.address)
+            assert a.address in hint("step-down", b.address)
+            assert "known are west" in hint("switchover", a.address, "north")
+            assert f"vecstore history {b.address}" in hint("promote", b.address, "--replaces", "7")
+            assert "nothing to do" in hint("promote", a.address)
+        a.wait(lambda found: not found["slots"][0]["connected"])
+        assert f"vecstore slots list {a.address}" in hint("switchover", a.address, "west")
+        vecstore_command("step-down", a.address)
+        assert f"vecstore promote {a.address}" in hint("switchover", a.address, "west")
+        gone = a.address
+    assert "is there a server at" in hint("step-down", gone)
+    assert "diverged list" in hint("diverged", "show", str(a.folder), "nothing")
+
+
+def test_a_handover_to_a_store_that_died_is_taken_back(tmp_path: Path) -> None:
+    """The command that the refusal names lets the old primary go on."""
+    a = Store(tmp_path / "a", "--region", "east")
+    b = Store(tmp_path / "b", "--region", "west")
+    with a.running():
+        with a.database() as database:
+            put(database, 0, 50)
+        b.arguments += ["--standby-of", a.address, "--slot", "west"]
+        b.start()
+        following(a, b)
+        b.kill()
+        assert a.command("switchover", target="west").done
+        a.wait(lambda found: found["status"] == "handing")
+        error = vecstore_command("promote", a.address, code=1)["error"]
+        assert f"vecstore promote {a.address} --force" in error["hint"]
+        assert vecstore_command("promote", a.address, "--force")["epoch"] == 2
+        with a.database() as database:
+            put(database, 50, 1)

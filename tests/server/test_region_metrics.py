@@ -27,7 +27,18 @@ STANDBY: dict[str, Any] = {
     "rejoin": {"phase": "follow"},
     "readiness": {"ready": False, "checks": {"lag": "ok", "archive": "unknown"}, "primary_age_s": 4.5},
     "alarms": [{"time_s": 1767225600.0, "text": "slot lost"}],
-    "links": [{"store_id": "a", "address": "", "connected": True, "reconnects": 4, "clock_skew_s": -0.25}],
+    "held_back": "memory: the store holds 2 of 1 bytes",
+    "links": [
+        {
+            "store_id": "a",
+            "address": "",
+            "connected": True,
+            "reconnects": 4,
+            "sent_bytes": 300,
+            "received_bytes": 70_000,
+            "clock_skew_s": -0.25,
+        }
+    ],
 }
 SLOT = {"name": "west", "store_id": "b", "region": "west", "lsn": 90, "lag_records": 10, "lag_bytes": 1000}
 PRIMARY: dict[str, Any] = {
@@ -73,6 +84,9 @@ def test_a_standby_tells_how_far_it_is_behind() -> None:
     assert found["vecstore_link_connected{a}"] == 1
     assert found["vecstore_link_reconnects_total{a}"] == 4
     assert found["vecstore_link_clock_skew_seconds{a}"] == -0.25
+    assert (found["vecstore_link_sent_bytes_total{a}"], found["vecstore_link_received_bytes_total{a}"]) == (300, 70_000)
+    assert found["vecstore_held_back"] == 1
+    assert values(of_replication({**STANDBY, "held_back": ""}, 1))["vecstore_held_back"] == 0
 
 
 def test_a_primary_tells_of_its_slots() -> None:

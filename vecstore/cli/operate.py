@@ -36,6 +36,8 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
     print(f"store    {where}, {status['role']}, epoch {status['epoch']}")
     print(f"log      LSN {status['lsn']:,}, durable to {status['durable_lsn']:,}, chain {status['chain']}")
     print(f"lineage  {status['lineage']}, store {status['store_id']}")
+    for found in status.get("kept", ()):
+        print(f"kept     {found['folder']}/, {found['bytes']:,} bytes: {found['why']}")
     archive = status.get("archive")
     if archive:
         behind = f"{archive['lag_records']:,} records, {duration(archive['lag_s'])} behind"

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from ..errors import InvalidArgument, NotFound, Unavailable
+from .member import taking_part
 from .output import Output, duration, reporting
-from .where import missing, open_for_writing, operating, reached_by, reaching, store_directory
+from .where import missing, open_for_writing, operating, reaching, store_directory
 
 if TYPE_CHECKING:
+    from ..replication.foretell import Foretold
     from ..server.replication import Replication
 
 __all__ = ["adopt_command", "diverged_command", "rejoin_command"]
@@ -28,31 +28,6 @@ POLL_S = 0.1
 STOPPED_S = 15.0
 """A standby that has stopped for so long, or a store that is still a primary, is waited for no longer."""
 FRAME_BYTES = 8 << 20
-
-
-@contextmanager
-def _taking_part(path: str, file: str | None, primary: str) -> Iterator[Replication]:
-    """Open the store in a directory as a member of the replication that serves nobody."""
-    try:
-        from ..engine.database import EmbeddedDatabase
-        from ..server import log, settings
-        from ..server.replication import Replication
-    except ImportError as exc:
-        raise missing(exc.name or str(exc), "server") from exc
-    flags: dict[tuple[str, str], Any] = {("server", "data"): path, ("log", "level"): "error"}
-    flags |= {("replication", name): value for name, value in reached_by().items()}
-    if primary:
-        flags["replication", "standby_of"] = primary
-    loaded = settings.load(file, flags)
-    log.begin(loaded.log)
-    with open_for_writing(path) as database:
-        assert isinstance(database, EmbeddedDatabase)
-        made = Replication(database.engine, loaded, lambda: "", database.replace)
-        made.start()
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 @click.command("rejoin")
@@ -93,7 +68,7 @@ def rejoin_command(
 
 
 def _abort(out: Output, path: str, file: str | None, timeout_s: float) -> None:
-    with _taking_part(path, file, "") as member:
+    with taking_part(path, file, "") as member:
         done, text = member.commands.run("abort-rejoin", msgspec.json.encode({"timeout_s": timeout_s}))
         role = member.role
     if not done:
@@ -107,7 +82,7 @@ def _rejoin(out: Output, path: str, primary: str, file: str | None, timeout_s: f
     _asked(primary)
     start_s = time.monotonic()
     before = {summary.name for summary in exports(path)}
-    with _taking_part(path, file, primary) as member:
+    with taking_part(path, file, primary) as member:
         found = _followed(out, member, start_s, timeout_s)
     left = [summary for summary in exports(path) if summary.name not in before]
     result = {
@@ -165,57 +140,51 @@ def _followed(out: Output, member: Replication, start_s: float, timeout_s: float
 
 
 def _foretell(out: Output, path: str, primary: str) -> None:
-    """Say what a rejoin would find. The epochs tell it; a disk that was rolled back may move the fork further back."""
-    from ..engine.database import EmbeddedDatabase
-    from ..engine.recovery import LogReader
-    from ..record import Kind
-    from ..replication.epochs import bound
-    from ..storage.catalog import Epoch
-
-    theirs = _asked(primary)
-    epochs = msgspec.convert(theirs["epochs"], list[Epoch])
+    """Say what a rejoin would find: by the same search for the fork, over the same records."""
+    try:
+        from ..replication.coding import decode_state
+        from ..replication.foretell import Theirs, foretell
+    except ImportError as exc:
+        raise missing(exc.name or str(exc), "cpu") from exc
     import vecstore
 
-    with vecstore.open(path, create=False, read_only=True) as database:
+    theirs = _asked(primary)
+    with operating(primary) as operator, vecstore.open(path, create=False, read_only=True) as database:
+        from ..engine.database import EmbeddedDatabase
+
         assert isinstance(database, EmbeddedDatabase)
         engine = database.engine
         if engine.lineage.hex() != theirs["lineage"]:
             raise InvalidArgument(f"--primary: the store at {primary} is of another lineage: {theirs['lineage']}")
-        fold = engine.state.fold
-        fork_lsn = bound(fold.epochs, fold.tip.lsn, epochs, int(theirs["lsn"]))
-        kinds: dict[str, int] = {}
-        first_lsn, others = 0, 0
-        for record in LogReader(engine.store).records(fork_lsn):
-            first_lsn = first_lsn or record.lsn
-            kind = Kind(record.header.kind)
-            kinds[kind.name.lower()] = kinds.get(kind.name.lower(), 0) + 1
-            others += kind not in (Kind.UPSERT, Kind.DELETE, Kind.EPOCH, Kind.HANDOVER)
-        tip_lsn = fold.tip.lsn
-    result = {
-        "fork_lsn": fork_lsn,
-        "lsn": tip_lsn,
-        "records": tip_lsn - fork_lsn,
-        "kinds": kinds,
-        "is_complete": tip_lsn == fork_lsn or first_lsn == fork_lsn + 1,
-        "needs_snapshot": others > 0,
-        "primary_lsn": theirs["lsn"],
-    }
+        state = engine.replication_state
+        found = foretell(
+            engine,
+            None if state is None else decode_state(state),
+            msgspec.convert(theirs, Theirs),
+            lambda lsns: [
+                (lsn, None if chain is None else bytes.fromhex(chain))
+                for lsn, chain in operator.describe(chains_at=lsns)["chains"]
+            ],
+        )
+    out.result(msgspec.to_builtins(found), lambda: _print_foretold(path, found))
 
-    def show() -> None:
-        ends = f"this store ends at {tip_lsn:,}, the primary at {theirs['lsn']:,}"
-        print(f"the histories part behind LSN {fork_lsn:,}; {ends}")
-        if tip_lsn == fork_lsn:
-            print("nothing would be left behind: the store follows at once")
-            return
-        told = ", ".join(f"{count:,} {name}" for name, count in sorted(kinds.items()))
-        print(f"{tip_lsn - fork_lsn:,} records would be exported to {os.path.join(path, 'diverged')}: {told}")
-        if not result["is_complete"]:
-            print("the log was cut: beyond it, points are exported as they are now, marked incomplete")
-        if others:
-            print("some are about more than points: afterwards all is fetched from the primary")
-        print("nothing was changed")
 
-    out.result(result, show)
+def _print_foretold(path: str, found: Foretold) -> None:
+    ends = f"this store ends at {found.lsn:,}, the primary at {found.primary_lsn:,}"
+    print(f"the histories part behind LSN {found.fork_lsn:,}; {ends}")
+    if found.lsn == found.fork_lsn:
+        print("nothing would be left behind: the store follows at once")
+        return
+    told = ", ".join(f"{count:,} {name}" for name, count in sorted(found.kinds.items()))
+    target = os.path.join(path, "diverged")
+    print(f"{found.records:,} records of {found.bytes:,} bytes would be exported to {target} and dropped: {told}")
+    if not found.is_complete:
+        print("the log was cut: beyond it, points are exported as they are now, marked incomplete")
+    if found.needs_snapshot:
+        print(f"afterwards all is fetched from the primary, since {found.why_snapshot}")
+    else:
+        print(f"the {found.points:,} points that they touched are set as the primary has them")
+    print("nothing was changed")
 
 
 @click.command("adopt")
@@ -244,7 +213,7 @@ def adopt_command(out: Output, *, directory: str, moved: bool, clone: bool, file
         leave_lineage(path)
         text = "it is a store of its own"
     else:
-        with _taking_part(path, file, "") as member:
+        with taking_part(path, file, "") as member:
             done, text = member.commands.run("adopt", b"{}")
         if not done:
             raise InvalidArgument(f"adopt: {text}")

@@ -14,8 +14,9 @@ import click
 import msgspec
 
 from ..errors import InvalidArgument, Unavailable, VecstoreError
+from .member import taking_part
 from .output import Output, duration, reporting
-from .where import is_server, open_for_reading, operating, reaching
+from .where import is_server, open_for_reading, operating, reaching, store_directory
 
 __all__ = ["history_command", "promote_command", "slots_command", "step_down_command", "switchover_command"]
 
@@ -43,9 +44,36 @@ def _told(where: str, name: str, timeout_s: float, /, **given: Any) -> str:
     """
     with operating(where) as operator:
         verdict = operator.command(name, timeout_s + ANSWER_S, timeout_s=timeout_s, **given)
-    if not verdict.done:
-        raise InvalidArgument(f"{name}: {where} refuses: {verdict.text}", hint="vecstore history says who wrote when")
+        if not verdict.done:
+            hint = _hint(name, where, operator.describe(), given)
+            raise InvalidArgument(f"{name}: {where} refuses: {verdict.text}", hint=hint)
     return verdict.text
+
+
+def _hint(name: str, where: str, found: dict[str, Any], given: dict[str, Any]) -> str:
+    """Return what to do about a refusal: what the store is, and which command helps in that."""
+    role, status, address = found["role"], found["status"], found["primary"]["address"]
+    primary = address or found["primary"]["store_id"] or "not known"
+    if status == "copied":
+        return f"say what it is: `vecstore adopt {where} --moved` or `--clone`, with its server stopped"
+    if found["rejoin"] is not None:
+        phase = found["rejoin"]["phase"]
+        return f"its rejoin ({phase}) ends by itself; `vecstore rejoin DIR --abort` goes back, with its server stopped"
+    if given.get("replaces", found["epoch"]) != found["epoch"]:
+        return f"`vecstore history {where}` says who wrote when; without --replaces it is the epoch that {where} knows"
+    if role == "standby" and name in ("step-down", "switchover", "drop-slot"):
+        return f"it is a standby ({status}); its primary is {primary}: give the command there"
+    if role == "standby":
+        return (
+            f"it is a standby ({status}) of {primary}; if that still answers, `vecstore switchover` loses nothing; "
+            "`--max-loss N` or `--force` accept that records are lost"
+        )
+    if role == "fenced":
+        reason = f": {found['reason']}" if found["reason"] else ""
+        return f"it is fenced{reason}; `vecstore promote {where}` makes it the primary, `vecstore rejoin` a standby"
+    if name == "switchover":
+        return f"`vecstore slots list {where}` says how far each standby is"
+    return f"it is the primary ({status}) of epoch {found['epoch']}; `vecstore history {where}` says who wrote when"
 
 
 @click.command("promote")
@@ -81,8 +109,16 @@ def promote_command(
     with operating(where) as operator:
         before = operator.describe()
     epoch = replaces if replaces is not None else int(before["epoch"])
-    if before["role"] == "primary" and replaces is None:
-        raise InvalidArgument(f"promote: {where} is the primary of epoch {epoch} already")
+    takes_back = before["status"] == "handing" and force
+    if before["role"] == "primary" and replaces is None and not takes_back:
+        hints = {
+            "starting": "it asks its peers first, and opens by itself after replication.start_alone_after_s at most",
+            "handing": f"it hands over to a standby; `vecstore promote {where} --force` lets it go on instead",
+        }
+        raise InvalidArgument(
+            f"promote: {where} is the primary of epoch {epoch} already",
+            hint=hints.get(before["status"], "there is nothing to do"),
+        )
     text = _told(where, "promote", timeout_s, replaces=epoch, max_loss=max_loss, force=force, wait_token=wait_token)
     with operating(where) as operator:
         found = operator.describe()
@@ -104,19 +140,27 @@ def step_down_command(out: Output, *, where: str, timeout_s: float) -> None:
 @click.command("switchover")
 @click.argument("where", metavar="FROM")
 @click.argument("target", metavar="TO")
+@click.option(
+    "--within",
+    "within_s",
+    type=click.FloatRange(min=0, min_open=True, max=3_600),
+    metavar="S",
+    help="Refuse where TO is so far behind that it would need longer.  [default: the server's catch_up_s]",
+)
 @_timeout
 @reporting
 @reaching
-def switchover_command(out: Output, *, where: str, target: str, timeout_s: float) -> None:
+def switchover_command(out: Output, *, where: str, target: str, within_s: float | None, timeout_s: float) -> None:
     """Hand over from the primary FROM (HOST:PORT) to its standby TO (HOST:PORT, region, slot or store id).
 
     Nothing is lost: TO begins behind the last record of FROM, which follows it. The stores finish it by themselves,
-    whatever becomes of this command.
+    whatever becomes of this command. Nobody can write until TO has all that FROM has: where that would take too long,
+    FROM refuses and says how far TO is behind.
     """
     start_s = time.monotonic()
     with operating(where) as operator:
         epoch = int(operator.describe()["epoch"])
-    text = _told(where, "switchover", timeout_s, target=target)
+    text = _told(where, "switchover", timeout_s, target=target, within_s=within_s or 0.0)
     while time.monotonic() - start_s < timeout_s:
         # A store that is on its way may be silent for a moment.
         with contextlib.suppress(VecstoreError):
@@ -213,11 +257,13 @@ def slots_command() -> None:
 @reaching
 def list_command(out: Output, *, where: str) -> None:
     """List the slots of the store WHERE: how far each standby is, and whether the log is still held for it."""
-    found = _described(out, where)["slots"]
+    described = _described(out, where)
+    found = described["slots"]
 
     def show() -> None:
         if not found:
-            print("no slots")
+            is_standby = described["role"] == "standby"
+            print("no slots: this store is a standby, ask its primary" if is_standby else "no slots")
             return
         rows = [
             [
@@ -238,17 +284,36 @@ def list_command(out: Output, *, where: str) -> None:
 
 
 @slots_command.command("drop")
-@click.argument("where", metavar="HOST:PORT")
+@click.argument("where")
 @click.argument("name")
 @click.option("--gone", is_flag=True, help="Its store never comes back: it is no longer asked about epochs either.")
+@click.option("--config", "file", metavar="FILE", help="TOML file of the server's options, where WHERE is a directory.")
 @_timeout
 @reporting
 @reaching
-def drop_command(out: Output, *, where: str, name: str, gone: bool, timeout_s: float) -> None:
-    """Hold the log no longer for the slot NAME of the primary at HOST:PORT."""
-    with operating(where) as operator:
-        names = [slot["name"] for slot in operator.describe()["slots"]]
+def drop_command(out: Output, *, where: str, name: str, gone: bool, file: str | None, timeout_s: float) -> None:
+    """Hold the log no longer for the slot NAME of the primary WHERE: its address, or its directory while it is down."""
+    given = {"name": name, "is_gone": gone, "timeout_s": timeout_s}
+    if is_server(where):
+        with operating(where) as operator:
+            _check_slot(operator.describe(), name)
+        text = _told(where, "drop-slot", timeout_s, name=name, is_gone=gone)
+    else:
+        with taking_part(store_directory(where), file, "") as member:
+            found = member.describe()
+            _check_slot(found, name)
+            done, text = member.commands.run("drop-slot", msgspec.json.encode(given))
+        if not done:
+            raise InvalidArgument(f"drop-slot: {where} refuses: {text}", hint=_hint("drop-slot", where, found, given))
+    out.result({"name": name, "gone": gone, "text": text}, text)
+
+
+def _check_slot(found: dict[str, Any], name: str) -> None:
+    if found["role"] == "standby":
+        primary = found["primary"]["address"] or found["primary"]["store_id"] or "not known"
+        raise InvalidArgument(
+            f"slot: this store is a standby, and holds {name!r} for nobody", hint=f"its primary is {primary}"
+        )
+    names = [slot["name"] for slot in found["slots"]]
     if name not in names:
         raise InvalidArgument(f"slot: there is no {name!r}", hint=f"there are: {', '.join(names) or 'none'}")
-    text = _told(where, "drop-slot", timeout_s, name=name, is_gone=gone)
-    out.result({"text": text}, text)

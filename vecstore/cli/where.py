@@ -123,7 +123,10 @@ def operating(where: str) -> Operator:
         WHERE is no address of one server.
     """
     if not is_server(where) or "," in where:
-        raise InvalidArgument(f"{where!r} is not the HOST:PORT of one server")
+        raise InvalidArgument(
+            f"{where!r} is not the HOST:PORT of one server",
+            hint="such a command is given to a store that is served: `vecstore serve --data DIR`",
+        )
     from ..client.operator import Operator
     from ..values import TLS
 

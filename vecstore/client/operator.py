@@ -5,13 +5,14 @@ Nothing is tried again, and nothing is asked of another server: a command is for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import grpc
 import msgspec
 
-from ..errors import VecstoreError
+from ..errors import Unavailable, VecstoreError
 from ..values import TLS
 from ..wire.status import error_from
 from ..wire.v1 import replication_pb2 as pb
@@ -66,9 +67,16 @@ class Operator:
         """Let the socket go."""
         self._channel.close()
 
-    def describe(self, timeout_s: float = DESCRIBE_S) -> dict[str, Any]:
-        """Return what the server is in the replication, as docs/operations.md describes it."""
-        reply = self._call("Describe", pb.DescribeReplicationRequest(), pb.DescribeReplicationReply, timeout_s)
+    def describe(self, timeout_s: float = DESCRIBE_S, *, chains_at: Sequence[int] = ()) -> dict[str, Any]:
+        """Return what the server is in the replication, as docs/operations.md describes it.
+
+        Parameters
+        ----------
+        chains_at
+            LSNs of which the answer says under ``chains`` what the chain of its history is there, if it knows that.
+        """
+        request = pb.DescribeReplicationRequest(chains_at=chains_at)
+        reply = self._call("Describe", request, pb.DescribeReplicationReply, timeout_s)
         found: dict[str, Any] = msgspec.json.decode(reply.json)
         return found
 
@@ -97,4 +105,6 @@ class Operator:
             return call(request, timeout=timeout_s, metadata=self._headers)
         except grpc.RpcError as exc:
             error: VecstoreError = error_from(exc)
+            if isinstance(error, Unavailable) and not error.hint:
+                error.hint = f"is there a server at {self.address}, and may this machine reach it?"
             raise error from exc

@@ -218,7 +218,8 @@ class Timing(msgspec.Struct, frozen=True):
     step_down_s
         A promotion waits so long for the old primary's word that it has stepped down.
     catch_up_s
-        With that word, it waits so long for what the old primary has.
+        With that word, it waits so long for what the old primary has. A switchover whose target would need longer is
+        refused.
     retry_s
         A standby that stopped looks again so often.
     frame_bytes_max

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
 from .actions import ReadPoints, TakeSnapshot
 from .durable import Slot
 from .epochs import Relation, Standing, relate
+from .lag import Pace, Position, Trail
 from .log import Place
 from .messages import (
     Ack,
@@ -30,7 +32,7 @@ from .messages import (
 )
 from .part import Desk
 
-__all__ = ["Feed"]
+__all__ = ["Behind", "Feed"]
 
 FRAMES_IN_FLIGHT_MAX = 4
 FRAME_BYTES_MIN = 64 << 10
@@ -53,6 +55,18 @@ class _Stream:
     frame_bytes: int
     flying: deque[tuple[int, float]] = field(default_factory=deque)
     """Frames that were not acknowledged: the last LSN of each, and when it was sent."""
+    pace: Pace = field(default_factory=Pace)
+
+
+class Behind(NamedTuple):
+    """How far a standby is behind, and about how long it would take to have all, if nobody wrote meanwhile.
+
+    Two things tell, and each alone would call too much too slow: for how long it has lacked the oldest of them, as who
+    keeps up with the writers needs no longer; and how fast it moved of late.
+    """
+
+    records: int
+    seconds: float
 
 
 class Feed:
@@ -61,6 +75,7 @@ class Feed:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.streams: dict[str, _Stream] = {}
+        self._trail = Trail()
 
     def step(self, sender: str, message: Message) -> None:
         """Take a message of a standby."""
@@ -142,6 +157,7 @@ class Feed:
             stream.acked = message.durable
             self._pace(stream)
             stream.applied_lsn = max(stream.applied_lsn, message.applied_lsn)
+            stream.pace.note(stream.acked.lsn, self.desk.now_s)
         self.pump(sender, stream)
 
     def _pace(self, stream: _Stream) -> None:
@@ -193,6 +209,7 @@ class Feed:
     def tick(self) -> None:
         """Heartbeats, forgetting who is gone, and the places of slots."""
         timing, now_s = self.desk.timing, self.desk.now_s
+        self._trail.note(Position(self.desk.log.tip.lsn, 0), now_s)
         for sender, stream in list(self.streams.items()):
             if now_s - stream.heard_s > 2 * timing.silence_s:
                 del self.streams[sender]
@@ -200,6 +217,18 @@ class Feed:
                 self._frame(sender, stream, ())
                 self.pump(sender, stream)
         self._note_slots()
+
+    def behind(self, store_id: str) -> Behind | None:
+        """Return how far a standby is behind; None where it is not fed, or was silent for long."""
+        stream, log, now_s = self.streams.get(store_id), self.desk.log, self.desk.now_s
+        if stream is None or now_s - stream.heard_s > self.desk.timing.silence_s:
+            return None
+        records = log.tip.lsn - stream.acked.lsn
+        if records <= 0:
+            return Behind(0, 0.0)
+        pace = stream.pace.records_per_s(stream.acked.lsn, now_s)
+        lacks_s = self._trail.lag(stream.acked.lsn, now_s).seconds
+        return Behind(records, min(lacks_s, records / pace) if pace else lacks_s)
 
     def replicated_lsn(self) -> int:
         """Return up to which LSN the synchronous region is known to be durable."""

@@ -13,16 +13,19 @@ Pure: the time is given, nothing is read or sent. Not thread-safe, but for the r
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Lag", "Position", "StandbyLag", "Trail"]
+__all__ = ["Lag", "Pace", "Position", "StandbyLag", "Trail"]
 
 SAMPLES_MAX = 4096
 """Of a trail. Beyond, samples go that stand nearer to each other than a hundredth of their age."""
 APART_SHARE = 0.01
+PACE_S, PACE_APART_S = 10.0, 0.2
+"""A pace is that of so many seconds, from samples that are so far apart."""
 
 
 class Position(NamedTuple):
@@ -93,6 +96,26 @@ class Trail:
             log_bytes = self._samples[max(0, later - 1)][0].log_bytes
         since_s = self._samples[later][1]
         return Lag(tip.lsn - lsn, max(0, tip.log_bytes - log_bytes), max(0.0, now_s - since_s))
+
+
+class Pace:
+    """How fast somebody's place in a log moved of late."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def note(self, lsn: int, now_s: float) -> None:
+        """Say where it is. Cheap enough for every acknowledgement."""
+        samples = self._samples
+        if not samples or now_s - samples[-1][0] >= PACE_APART_S:
+            samples.append((now_s, lsn))
+        while len(samples) > 2 and now_s - samples[1][0] > PACE_S:
+            samples.popleft()
+
+    def records_per_s(self, lsn: int, now_s: float) -> float:
+        """Return how many records it moved in a second, up to where it is now; 0 where it did not, or nothing tells."""
+        since_s, first = self._samples[0] if self._samples else (now_s, lsn)
+        return max(0, lsn - first) / max(now_s - since_s, PACE_APART_S)
 
 
 class StandbyLag:

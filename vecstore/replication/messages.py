@@ -248,9 +248,17 @@ class StepDown(_Value, frozen=True):
 
 
 class Switchover(_Value, frozen=True):
-    """Hand over to a standby, through the log."""
+    """Hand over to a standby, through the log.
+
+    Attributes
+    ----------
+    within_s
+        Refused where the standby would need longer to have all that is here: nobody could write meanwhile. 0 for the
+        time that a promotion waits for the records of a primary that stepped down.
+    """
 
     target: str
+    within_s: float = 0.0
 
 
 class Rejoin(_Value, frozen=True):

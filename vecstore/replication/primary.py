@@ -134,10 +134,19 @@ class Primary(Part):
     # -- handing over ------------------------------------------------------------------------------------------------
 
     def _switch(self, command: Switchover) -> None:
+        behind, within_s = self.feed.behind(command.target), command.within_s or self.desk.timing.catch_up_s
         if self.status != "open":
             self.desk.reply(False, f"this primary is {self.status}")
-        elif command.target not in self.feed.streams:
-            self.desk.reply(False, f"{command.target} is not connected")
+        elif behind is None:
+            self.desk.reply(
+                False, f"{command.target} is not connected, or was silent for too long: it must follow first"
+            )
+        elif behind.seconds > within_s:
+            self.desk.reply(
+                False,
+                f"{command.target} is {behind.records} records behind and would need about {behind.seconds:.0f} s, in "
+                f"which nobody could write; {within_s:g} s are allowed: let it catch up, write less, or allow more",
+            )
         else:
             self.status = "handing"
             self.desk.act(Handover(command.target))

@@ -38,9 +38,10 @@ class _Promote(_Options, frozen=True, kw_only=True):
 
 
 class _Switchover(_Options, frozen=True, kw_only=True):
-    """`target`: a store's id, its address, its region, or the name of its slot."""
+    """`target`: a store's id, its address, its region, or the name of its slot. `within_s`: see `Switchover`."""
 
     target: str
+    within_s: Annotated[float, Meta(ge=0, le=3_600)] = 0.0
 
 
 class _Rejoin(_Options, frozen=True, kw_only=True):
@@ -70,7 +71,7 @@ class Commands:
         self._makers: dict[str, tuple[type[_Options], Callable[[Any], Command]]] = {
             "promote": (_Promote, self._promote),
             "step-down": (_Options, lambda _: StepDown()),
-            "switchover": (_Switchover, lambda given: Switchover(self._store(given.target))),
+            "switchover": (_Switchover, lambda given: Switchover(self._store(given.target), given.within_s)),
             "rejoin": (_Rejoin, lambda given: Rejoin(self._primary(given.primary))),
             "abort-rejoin": (_Options, lambda _: AbortRejoin()),
             "adopt": (_Options, lambda _: Adopt()),
@@ -138,9 +139,15 @@ class Commands:
         if len(ids) != 1:
             raise InvalidArgument(
                 f"store: {text!r} names {len(ids)} stores that this one knows",
-                hint="give its address, its id or the name of its slot",
+                hint=f"give its address, its id or the name of its slot; known are {self._known()}",
             )
         return next(iter(ids))
+
+    def _known(self) -> str:
+        """Return the stores that can be named, for a human."""
+        slots = {slot.store_id: slot.name for slot in self._driver.state.slots}
+        names = sorted({*slots.values(), *self._regions().values()})
+        return ", ".join(names) or "none: no standby has followed this store yet"
 
     def _regions(self) -> dict[str, str]:
         """Return the regions of the standbys that are fed now, by store id."""

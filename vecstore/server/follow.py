@@ -292,6 +292,7 @@ class Links:
                 raise
             if envelope is None or link.is_closed:
                 return
+            peer.received_bytes += envelope.ByteSize()
             if envelope.HasField("end"):
                 end = envelope.end
                 self._on_end(peer.store_id, Position(end.lsn, end.log_bytes, end.commit_time_us))
@@ -343,6 +344,8 @@ class Links:
                 "address": self._book.address(peer.store_id),
                 "connected": peer.is_connected,
                 "reconnects": max(0, peer.reconnects),
+                "sent_bytes": peer.sent_bytes,
+                "received_bytes": peer.received_bytes,
                 "clock_skew_s": peer.clock_skew_s,
                 "version": peer.version,
                 "problem": peer.problem,

@@ -54,6 +54,8 @@ class Peer:
         The connection that takes from the queue; None where there is none.
     clock_skew_s
         Its wall clock less this one's when it last linked; the way here counts as skew.
+    sent_bytes, received_bytes
+        Of messages and records, since this server began.
     problem
         Why the last link that was made to it failed or ended; empty while there is one.
     """
@@ -63,6 +65,7 @@ class Peer:
         self.changed = threading.Condition()
         self.link: Link | None = None
         self.reconnects = -1
+        self.sent_bytes = self.received_bytes = 0
         self.clock_skew_s: float | None = None
         self.version = ""
         self.problem = ""
@@ -202,10 +205,12 @@ class Link:
             if self._asked_s is None:
                 self._asked_s = time.monotonic()
             if isinstance(content, bytes):
+                peer.sent_bytes += len(content)
                 yield from cut(pb.Envelope(scrub=content))
             else:
                 message, records = encode(content)
                 is_frame = isinstance(content, Frame)
+                peer.sent_bytes += len(message) + sum(map(len, records))
                 told = facts() if is_frame and time.monotonic() >= self._tells_s else b""
                 if told:
                     self._tells_s = time.monotonic() + FACTS_S

@@ -67,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "vecstore_memory_bytes_max": Family("gauge", "Bytes that it may hold; above, writes are refused."),
     "vecstore_disk_free_bytes": Family("gauge", "Free space where the store is."),
     "vecstore_disk_free_bytes_min": Family("gauge", "Its floor; below, writes are refused."),
+    "vecstore_kept_bytes": Family("gauge", "Bytes kept beside the store in its folder.", ("folder",)),
     # -- collections
     "vecstore_points": Family("gauge", "Live points.", ("collection",)),
     "vecstore_segments": Family("gauge", "Segments, by state.", ("collection", "state")),
@@ -291,6 +292,8 @@ def _of_store(status: Mapping[str, Any]) -> Iterator[Metric]:
     }
     for name, value in plain.items():
         yield _gauge(name, [((), value)])
+    kept = status.get("kept") or ()
+    yield _gauge("vecstore_kept_bytes", [((found["folder"],), found["bytes"]) for found in kept])
     archive = status.get("archive")
     for name, key in (
         ("vecstore_archive_lsn", "lsn"),

@@ -26,6 +26,7 @@ REGION_FAMILIES: dict[str, Family] = {
     "vecstore_lag_records": Family("gauge", "Records of the primary that this standby has not applied."),
     "vecstore_lag_bytes": Family("gauge", "Bytes of log of the primary that this standby has not applied."),
     "vecstore_lag_seconds": Family("gauge", "Age of the oldest record that this standby lacks; grows in silence."),
+    "vecstore_held_back": Family("gauge", "1 while records of the primary wait, since this standby has no room."),
     "vecstore_primary_lsn_seen": Family("gauge", "Durable LSN of the primary, as this standby last heard."),
     "vecstore_verified_lsn": Family("gauge", "LSN up to which the contents were last proven equal to the primary's."),
     "vecstore_verified_age_seconds": Family("gauge", "Seconds since then."),
@@ -41,6 +42,8 @@ REGION_FAMILIES: dict[str, Family] = {
     ),
     "vecstore_link_connected": Family("gauge", "1 while a store of the lineage is connected.", ("peer",)),
     "vecstore_link_reconnects_total": Family("counter", "Times that the link to a store was made again.", ("peer",)),
+    "vecstore_link_sent_bytes_total": Family("counter", "Bytes of messages and records sent to a store.", ("peer",)),
+    "vecstore_link_received_bytes_total": Family("counter", "The same that came from it.", ("peer",)),
     "vecstore_link_clock_skew_seconds": Family("gauge", "A store's clock against this one's.", ("peer",)),
     "vecstore_slot_connected": Family("gauge", "1 while the standby of a slot is fed.", ("slot",)),
     "vecstore_slot_lag_records": Family("gauge", "Records that the standby of a slot has not synced.", ("slot",)),
@@ -70,6 +73,7 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
         "vecstore_lag_records": lag.get("records"),
         "vecstore_lag_bytes": lag.get("bytes"),
         "vecstore_lag_seconds": lag.get("seconds"),
+        "vecstore_held_back": float(bool(state.get("held_back"))) if lag else None,
         "vecstore_primary_lsn_seen": state.get("seen_lsn") if lag else None,
         "vecstore_verified_lsn": verified.get("lsn"),
         "vecstore_verified_age_seconds": verified.get("age_s"),
@@ -103,6 +107,8 @@ def _rpo_s(state: Mapping[str, Any], lag: Mapping[str, Any]) -> float | None:
 def _of_links(links: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     yield _gauge("vecstore_link_connected", _by(links, "store_id", "connected"))
     yield counter(REGION_FAMILIES, "vecstore_link_reconnects_total", _by(links, "store_id", "reconnects"))
+    yield counter(REGION_FAMILIES, "vecstore_link_sent_bytes_total", _by(links, "store_id", "sent_bytes"))
+    yield counter(REGION_FAMILIES, "vecstore_link_received_bytes_total", _by(links, "store_id", "received_bytes"))
     yield _gauge("vecstore_link_clock_skew_seconds", _by(links, "store_id", "clock_skew_s"))
 
 

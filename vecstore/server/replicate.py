@@ -27,6 +27,7 @@ __all__ = ["Replicate"]
 
 CHUNK_BYTES = MIB
 ID_TEXT_MAX = 255
+CHAINS_MAX = 1_024
 
 
 class Replicate:
@@ -120,6 +121,11 @@ class Replicate:
         return pb.CommandReply(done=done, text=text)
 
     def _describe(
-        self, _asked: pb.DescribeReplicationRequest, _context: grpc.ServicerContext
+        self, asked: pb.DescribeReplicationRequest, _context: grpc.ServicerContext
     ) -> pb.DescribeReplicationReply:
-        return pb.DescribeReplicationReply(json=msgspec.json.encode(self._replication.describe()))
+        if len(asked.chains_at) > CHAINS_MAX:
+            raise InvalidArgument(f"chains_at: {len(asked.chains_at)} LSNs given; at most {CHAINS_MAX} are allowed")
+        found = self._replication.describe()
+        if asked.chains_at:
+            found["chains"] = self._replication.chains(asked.chains_at)
+        return pb.DescribeReplicationReply(json=msgspec.json.encode(found))

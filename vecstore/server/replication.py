@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,13 @@ class Replication:
             found.update(more())
         found["readiness"] = self.readiness(found)
         return found
+
+    def chains(self, lsns: Iterable[int]) -> list[tuple[int, str | None]]:
+        """Return the chains at LSNs that are durable here, in hex; None where it is not known, or not durable."""
+        store_log = self.driver.log
+        known = store_log.durable_lsn
+        found = [(lsn, store_log.chain(lsn) if lsn <= known else None) for lsn in lsns]
+        return [(lsn, None if chain is None else chain.hex()) for lsn, chain in found]
 
     def _drill(self, options: bytes) -> tuple[bool, str]:
         try:

@@ -217,7 +217,8 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     step_down_s
         A promotion waits so long for the old primary's word that it has stepped down.
     catch_up_s
-        With that word, a promotion waits so long for what the old primary has.
+        With that word, a promotion waits so long for what the old primary has. A switchover whose target would need
+        longer to have all is refused.
     retry_s
         A standby that stopped looks again so often.
     frame_bytes_max

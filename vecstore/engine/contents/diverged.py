@@ -210,7 +210,9 @@ def _call(collection: Collection, summary: Summary, left: LeftBehind, key: str, 
 def _folder(path: str, name: str) -> str:
     folder = os.path.join(os.path.abspath(path), DIVERGED, name)
     if not name or os.path.basename(name) != name or name.startswith(".") or not os.path.isdir(folder):
-        raise NotFound(f"export: there is no {name!r} in {os.path.dirname(folder)}")
+        raise NotFound(
+            f"export: there is no {name!r} in {os.path.dirname(folder)}", hint="`vecstore diverged list DIR` names them"
+        )
     return folder
 
 

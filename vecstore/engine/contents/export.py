@@ -15,21 +15,18 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ...record import STAMP_BYTES, Header, IdKind, Kind, PointsBody, Record, key_id, split_content
+from ...record import STAMP_BYTES, Header, IdKind, PointsBody, Record, key_id, split_content
 from ...storage.base import Family
-from ...storage.catalog import Definition, Tip
-from ...storage.fold import decode_change
+from ...storage.catalog import Tip
 from ...storage.swap import sync_folder, sync_tree
 from ..engine import Engine
 from ..kept import DIVERGED, DRAFT
 from ..recovery import LogReader
 from .diverged import RECORDS, SUMMARY, LeftBehind, Summary, exports
+from .touched import Touched
 
-__all__ = ["TOUCHED_POINTS_MAX", "Left", "export"]
+__all__ = ["Left", "export"]
 
-TOUCHED_POINTS_MAX = 100_000
-"""More points than that are not set one by one: a snapshot costs less, and a request for them would be too large."""
-_HARMLESS = {Kind.EPOCH, Kind.HANDOVER}
 _LIVE_POINTS = 2_000
 _GROUP_BYTES = 8 << 20
 
@@ -102,10 +99,8 @@ class _Export:
         self._engine, self._fork_lsn, self._tip = engine, fork_lsn, tip
         self._first_lsn = self._log_start()
         self._is_complete = is_complete and self._first_lsn <= fork_lsn + 1
-        self._needs_snapshot = not self._is_complete
-        self._touched: set[tuple[int, bytes]] | None = set()
+        self._touched = Touched()
         self._definitions = {n: state.definition for n, state in engine.state.fold.collections.items()}
-        self._created: set[int] = set()
         self._tables: dict[int, _Table] = {}
         self._records = self._others = 0
 
@@ -117,8 +112,11 @@ class _Export:
 
     def left(self, name: str) -> Left:
         """Return what was found."""
-        ids = None if self._touched is None else tuple(sorted(self._touched))
-        return Left(ids or (), self._needs_snapshot or ids is None, name)
+        return Left(self._touched.ids, self._needs_snapshot, name)
+
+    @property
+    def _needs_snapshot(self) -> bool:
+        return not self._is_complete or self._touched.needs_snapshot
 
     def run(self, folder: str | None) -> None:
         """Read all of it, and write it into a folder."""
@@ -169,7 +167,7 @@ class _Export:
             upserts=table.upserts,
             deletes=table.deletes,
             definition=definition,
-            was_created=number in self._created,
+            was_created=number in self._touched.created,
             is_gone=number not in self._engine.state.fold.collections,
         )
 
@@ -186,22 +184,9 @@ class _Export:
 
     def _see(self, record: Record) -> PointsBody | None:
         """Note what a record touched; return its points, None where it is about something else."""
-        header = record.header
-        if header.kind not in (Kind.UPSERT, Kind.DELETE):
-            self._needs_snapshot |= header.kind not in _HARMLESS
-            change = decode_change(record)
-            if isinstance(change, Definition):
-                self._created.add(change.id)
-                self._definitions.setdefault(change.id, change)
-            return None
-        body = PointsBody.decode(record.body)
-        if header.kind == Kind.UPSERT and record.mark.points == len(body.keys):
-            # Perhaps these were the collection's first points, which fix the kind of its ids.
-            self._needs_snapshot = True
-        if self._touched is not None:
-            self._touched.update((header.collection, key) for key in body.keys)
-            if len(self._touched) > TOUCHED_POINTS_MAX:
-                self._touched = None
+        body = self._touched.see(record)
+        for number, definition in self._touched.created.items():
+            self._definitions.setdefault(number, definition)
         return body
 
     def _write_live(self, folder: str) -> None:

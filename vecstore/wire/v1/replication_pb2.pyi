@@ -142,8 +142,10 @@ class CommandReply(_message.Message):
     def __init__(self, done: bool = ..., text: _Optional[str] = ...) -> None: ...
 
 class DescribeReplicationRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("chains_at",)
+    CHAINS_AT_FIELD_NUMBER: _ClassVar[int]
+    chains_at: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, chains_at: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DescribeReplicationReply(_message.Message):
     __slots__ = ("json",)
