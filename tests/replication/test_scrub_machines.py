@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from vecstore.errors import Damaged
+from vecstore.replication import scrub_primary as feeds
 from vecstore.replication import scrub_standby as follows
-from vecstore.replication.scrub import Listing, Mark, Verdict, decode, encode
+from vecstore.replication.scrub import Bounds, Listing, Mark, Recheck, Verdict, decode, encode
 from vecstore.replication.scrub_primary import ScrubPrimary
 from vecstore.replication.scrub_standby import ScrubStandby
 
@@ -200,3 +201,18 @@ def test_a_mark_of_another_history_is_not_compared() -> None:
     actions = standby.pinned(7, b"d" * 16)
     assert not any(isinstance(action, follows.Compare) for action in actions)
     assert any(getattr(action, "message", None) == Verdict(7, "missed", 1) for action in actions)
+
+
+def test_who_asks_to_be_compared_again_does_not_wait_for_what_was_lost() -> None:
+    """A standby that asks holds no mark: the one that it heard of is over, though its verdict never came."""
+    primary, numbers = ScrubPrimary(iter(range(1, 9)).__next__, 10.0), {"s": 7}
+    primary.tick(numbers, 0.0)
+    (pin,) = primary.tick(numbers, 10.0)
+    assert isinstance(pin, feeds.Pin)
+    primary.pinned(pin.mark, 100, 10.0)
+    primary.step("s", Verdict(pin.mark, "waiting", 1), 10.1)
+    assert primary.tick(numbers, 11.0) == []
+    bounds = Bounds(bytes(8), bytes(7) + b"\1")
+    assert primary.step("s", Recheck((bounds,)), 11.0) == [feeds.Forget(pin.mark)]
+    (again,) = primary.tick(numbers, 11.1)
+    assert isinstance(again, feeds.Pin) and again.mark != pin.mark

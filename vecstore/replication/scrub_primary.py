@@ -325,5 +325,9 @@ class ScrubPrimary:
         ward = self._wards.get(sender)
         if ward is not None:
             ward.rechecks = list(message.ranges[:RECHECKS_MAX])
+            now = self._open
+            # Who asks holds no mark: one that it heard of has ended there, and what it said of it was lost.
+            ended = self._drop(now_s) if now is not None and now.to == sender and now.is_heard else []
             ward.due_s = min(ward.due_s, now_s)
+            return ended
         return []
