@@ -160,6 +160,7 @@ def test_a_segment_that_kills_workers_is_kept_off(name: str, tmp_path: Path) -> 
         assert device.segments() == {}
 
 
+@pytest.mark.alone
 def test_a_worker_that_hangs_is_waited_for_once(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is late is not waited for again: others are told at once, until it has come; the bytes are not
     lost.

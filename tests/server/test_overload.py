@@ -24,6 +24,7 @@ from vecstore.wire.codec import pack_floats
 from vecstore.wire.methods import METHODS
 from vecstore.wire.v1 import store_pb2 as pb
 
+pytestmark = pytest.mark.alone
 ROWS, DIM, QUERIES = 100_000, 32, 128
 FACTOR = 10
 GENERATORS = 2
