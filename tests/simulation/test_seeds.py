@@ -1,7 +1,7 @@
 """Thousands of bad days, each from one number, and the invariants at every step of each.
 
 A failing seed prints its history. ``pytest tests/simulation/test_seeds.py --seeds 417:418`` lives through one again;
-``--seeds 2000`` through more. What the checks see is shown by the planted bugs (`test_planted.py`).
+``--seeds 20000`` through more. What the checks see is shown by the planted bugs (`test_planted.py`).
 """
 
 from __future__ import annotations
