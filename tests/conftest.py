@@ -76,7 +76,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Run the whole suite in several processes; what was chosen by name or mark in one."""
     is_whole = config.args_source is config.ArgsSource.TESTPATHS and not config.option.keyword
     is_usual = config.option.markexpr == " and ".join(f"not {mark}" for mark in MARKS) and not config.option.usepdb
-    if is_whole and is_usual and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.pluginmanager.hasplugin("xdist"):
+        return
+    if is_whole and is_usual and config.option.numprocesses is None:
         config.option.numprocesses, config.option.dist = PROCESSES, "worksteal"
 
 
