@@ -1,8 +1,9 @@
 """The scrub of a served store, whatever it is: the two sides' machines, and the thread that carries out what they say.
 
 Messages come in the threads of links, and a halt at a mark is set there: records behind the mark come on the same link,
-so it is set before they are taken. All that reads goes to one thread, at a lower priority, which rests while searches
-are served. A pin is the only thing that outlives a step: each has a mark, and goes with it.
+so it is set before they are taken. All that reads goes to one thread, which rests while searches are served. It has no
+lower priority: on busy cores it would hold the interpreter's lock without a core to run on, and all others up with it.
+A pin is the only thing that outlives a step: each has a mark, and goes with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..backup.repository import yield_to_others
 from ..engine.ranges import Pin, pin_here
 from ..errors import Damaged, VecstoreError
 from ..replication import scrub_primary as feeds
@@ -181,7 +181,6 @@ class Scrub:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        yield_to_others()
         while True:
             try:
                 work = self._queue.get(timeout=TICK_S)

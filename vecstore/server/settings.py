@@ -251,7 +251,7 @@ class ReplicationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     retry_s: Annotated[float, Meta(ge=0.5, le=3_600)] = 30.0
     frame_bytes_max: Annotated[int, Meta(ge=64 << 10, le=16 * MIB)] = 4 * MIB
     ready_lag_s_max: Annotated[float, Meta(gt=0, le=86_400)] = 30.0
-    scrub_every_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    scrub_every_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
     scrub_points: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
 
