@@ -97,8 +97,7 @@ def test_a_primary_that_wrote_on_is_fenced_by_the_new_one(tmp_path: Path) -> Non
             with pytest.raises(WriteLost):
                 database.collection("docs").count(after=lost)
         a.start()
-        found = a.wait(lambda found: found["role"] == "fenced")
-        assert found["alarms"]
+        a.wait(lambda found: found["role"] == "fenced" and found["alarms"])
         assert counts(a, lost) == 110
         assert refused(a).primary == b.address
 

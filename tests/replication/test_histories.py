@@ -175,8 +175,8 @@ def test_03_with_b_out_of_reach_a_opens_alone_and_is_fenced_once_b_reaches_it(tm
         with a.database() as database:
             alone = put(database, 500, 10)
         b.signal(signal.SIGCONT)
-        found = a.wait(lambda found: found["role"] == "fenced")
-        assert any(alarm["text"].startswith("fenced: ") for alarm in found["alarms"])
+        a.wait(lambda found: found["role"] == "fenced")
+        a.wait(lambda found: any(alarm["text"].startswith("fenced: ") for alarm in found["alarms"]))
         assert refused(a).primary == b.address
         assert counts(a, alone) == 110
         assert [store.describe()["accepts_writes"] for store in (a, b)] == [False, True]
