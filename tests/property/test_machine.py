@@ -38,7 +38,7 @@ CONFIG: Mapping[str, Any] = {
     "wal_bytes_max": 1 << 20,
     "disk_free_bytes_min": 1 << 20,
 }
-EXAMPLES = int(os.environ.get("VECSTORE_MACHINE_EXAMPLES") or 12)
+EXAMPLES = int(os.environ.get("VECSTORE_MACHINE_EXAMPLES") or 20)
 STEPS = int(os.environ.get("VECSTORE_MACHINE_STEPS") or 35)
 NAMES = st.sampled_from(["a", "b", "c"])
 BULK_ROWS = 2_500

@@ -19,7 +19,7 @@ import pytest
 import vecstore
 from vecstore import Collection, Database, NotFound
 
-ROWS, DIM, SWAPS = 4_500, 16, 60
+ROWS, DIM, SWAPS = 4_500, 16, 120
 CONFIG = {"checkpoint_log_bytes": 1 << 18, "checkpoint_interval_s": 0.05}
 VECTORS = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
 

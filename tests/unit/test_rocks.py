@@ -534,11 +534,12 @@ print(loaded - before, resident() - before)
 """
 
 
+@pytest.mark.alone
 def test_memory_stays_small(tmp_path: Path) -> None:
-    """200,000 points of 128 dimensions (100 MB) leave under 20 MB after a flush, and pass through under 90."""
+    """200,000 points of 128 dimensions (100 MB) leave under 20 MB after a flush, and pass through under 60."""
     run = subprocess.run([sys.executable, "-c", LOADER, str(tmp_path)], capture_output=True, text=True, check=True)
     loaded, flushed = map(int, run.stdout.split())
-    assert loaded < 90 * MIB
+    assert loaded < 60 * MIB
     assert flushed < 20 * MIB
 
 

@@ -54,7 +54,7 @@ class Segment:
     def effort(self, recall: float, k: int, share: float = 1.0, filtered: bool = False) -> Effort:
         """Return the least effort that meets a recall at k; answers are remembered."""
         assert self.curve is not None
-        key = (recall, k, two_digits(share), filtered)
+        key = (recall, k, two_digits(share) if filtered else 1.0, filtered)
         effort = self._efforts.get(key)
         if effort is None:
             if len(self._efforts) > 1000:
