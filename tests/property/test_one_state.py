@@ -139,7 +139,7 @@ def read_on(docs: Collection, read: Callable[[Collection], Seen], stop: threadin
         newest = max(generations, default=newest)
 
 
-@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("shards", [1, 3])
 def test_readers_see_one_state_while_rows_are_written_sealed_and_merged(database: Database, shards: int) -> None:
     """No read mixes two records or goes back, whatever happens to the rows meanwhile."""
     docs = database.create_collection(

@@ -79,7 +79,6 @@ def test_a_switchover_there_and_back(tmp_path: Path) -> None:
                 assert database.collection("docs").count() == 101
 
 
-@pytest.mark.slow
 def test_a_diverged_primary_rejoins_and_is_replayed(tmp_path: Path) -> None:
     """What it alone has is foretold, exported, shown and replayed; then it follows."""
     a = Store(tmp_path / "a", "--region", "east")

@@ -135,7 +135,6 @@ def test_a_drill_is_remembered_as_metrics(pair: Pair) -> None:
         assert again.metric("vecstore_drill_rto_seconds") == pytest.approx(failed["rto_s"])
 
 
-@pytest.mark.slow
 def test_a_drill_under_writes_says_what_it_could_not_compare(pair: Pair) -> None:
     """Beside writes and searches it passes; searches of the standby go on, and no write fails."""
     stop, took_s, errors = threading.Event(), [], []

@@ -133,7 +133,6 @@ def test_a_promotion_asks_the_old_primary_first(tmp_path: Path) -> None:
         assert counts(a, token) == 210
 
 
-@pytest.mark.slow
 def test_a_store_with_peers_opens_alone_after_a_while(tmp_path: Path) -> None:
     """With its standby gone for good it takes writes again, with an alarm, and at once where the standby answers."""
     with pair(tmp_path) as (a, b):

@@ -252,7 +252,6 @@ def test_04_a_claim_that_no_store_signed_fences_nobody(tmp_path: Path) -> None:
 # -- 5: a copy -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_05_a_copy_is_silent_until_it_is_told_what_it_is(tmp_path: Path) -> None:
     """Both are served: one writes. Told that it moved, the copy writes, and the original is fenced through B."""
     with pair(tmp_path) as (a, b):
@@ -404,7 +403,6 @@ def test_08_a_rejoin_that_cannot_end_is_aborted(tmp_path: Path) -> None:
         assert counts(a, lost) == 111
 
 
-@pytest.mark.slow
 def test_08_a_rejoin_goes_on_when_b_is_back(tmp_path: Path) -> None:
     """B was away while points were fetched from it: that is tried again, and aborted while it is tried."""
     with pair(tmp_path) as (a, b):

@@ -161,7 +161,6 @@ def test_a_flipped_bit_of_a_file_is_mended(tmp_path: Path) -> None:
         assert contents_of(west) == contents_of(east)
 
 
-@pytest.mark.slow
 def test_a_standby_that_differs_too_much_is_stopped_for_good(tmp_path: Path) -> None:
     """More points than are mended without a human: it is stopped, also after a restart, and says so."""
     with regions(tmp_path, VECSTORE_SERVER_REPLICATION_SCRUB_POINTS="10000") as (east, west):

@@ -43,7 +43,7 @@ def run(script: str, out: Path, *arguments: str) -> dict[str, Any]:
         ("reopen.py", 3),
         ("memory.py", 3),
         ("recovery.py", 8),
-        pytest.param("replication.py", 9, marks=pytest.mark.slow),
+        ("replication.py", 9),
     ],
 )
 def test_a_script_answers_its_questions(script: str, answers: int, tmp_path: Path) -> None:
