@@ -20,7 +20,8 @@ from vecstore.client.operator import Operator
 __all__ = ["Region", "primary", "standby"]
 
 READY = re.compile(r"vecstore ready grpc=(\S+)")
-POLL_S = 0.005
+POLL_S = 0.02
+"""Who looks more often takes a good part of what is measured: a look costs both sides half a millisecond."""
 WAIT_S_MAX = 600.0
 COMMAND_S_MAX = 600.0
 

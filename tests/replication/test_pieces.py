@@ -17,7 +17,7 @@ def envelopes() -> list[pb.Envelope]:
         pb.Envelope(introduction=pb.Introduction(store_id="ab", addresses={"c": "h:1", "d": "h:2"})),
         pb.Envelope(message=b"\x92"),
         pb.Envelope(message=b"frame", records=[b"x" * PIECE_BYTES], end=pb.LogEnd(lsn=7)),
-        pb.Envelope(message=b"frame", records=[bytes([i]) * 50_000 for i in range(9)]),
+        pb.Envelope(message=b"frame", records=[bytes([i]) * (PIECE_BYTES * 4 // 5) for i in range(9)]),
     ]
 
 
