@@ -97,7 +97,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     search_threads
         Searches that run at once, one core each; 0 means one for each core.
     build_threads
-        Threads that train and encode; 0 means half of the cores, at least one.
+        Threads that train, encode and measure; 0 means half of the cores, at least one, and all of them for a
+        collection that `optimize` waits for.
     filter_cache_bytes
         Bitmaps of filters kept for reuse.
     view_age_s_max
@@ -190,9 +191,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Searches that run at once."""
         return self.search_threads or len(os.sched_getaffinity(0))
 
-    def build_thread_count(self) -> int:
-        """Threads that train and encode."""
-        return self.build_threads or max(1, len(os.sched_getaffinity(0)) // 2)
+    def build_thread_count(self, *, is_awaited: bool = False) -> int:
+        """Threads that train, encode and measure; more while somebody waits for it."""
+        cores = len(os.sched_getaffinity(0))
+        return self.build_threads or (cores if is_awaited else max(1, cores // 2))
 
 
 def memory_limit_bytes() -> int:

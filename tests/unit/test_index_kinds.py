@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 
@@ -134,6 +135,23 @@ def test_merging_equals_adding() -> None:
     assert np.array_equal(np.sort(merged.search(queries, Effort(60))), np.sort(whole.search(queries, Effort(60))))
     stranger = build("ivf_pq", vectors, np.arange(3000), seed=9)
     assert isinstance(stranger, Inverted) and first.merged(stranger) is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in APPROXIMATE if kind != "hnsw"])
+def test_several_threads_build_what_one_builds(kind: str) -> None:
+    """Training, adding and measuring: somebody who waits gets all cores, and the same index sooner."""
+    vectors, _ = clustered("cosine", 6000, 24)
+    rows = np.arange(6000)
+    plan = kinds.plan(kind, 6000, 24)
+    assert plan is not None
+    dumps, curves = [], []
+    for threads in (1, 3):
+        index = kinds.train(plan, "cosine", vectors, rows, seed=1, threads=threads).added(rows, vectors, threads)
+        dumps.append(index.dump().tobytes())
+        curves.append(curve.measure(index, "cosine", vectors, rows, threads=threads, seed=2))
+        assert faiss.omp_get_max_threads() == 1
+    assert dumps[0] == dumps[1]
+    assert curves[0].settings == curves[1].settings
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)

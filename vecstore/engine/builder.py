@@ -357,7 +357,7 @@ class Builder:
             return self._segment(job, extents, None, rows)
         if base is None or base.index is None or rows >= _RETRAIN_GROWTH * base.trained_rows or _is_worn(base, plan):
             return self._indexed(job, extents, rows, base)
-        index = base.index.added(rows_of(new), job.shard.rows.vectors)
+        index = base.index.added(rows_of(new), job.shard.rows.vectors, self._threads(job))
         return replace(self._segment(job, extents, index, base.trained_rows), measured_rows=base.measured_rows)
 
     def _indexed(self, job: _Job, extents: tuple[Extent, ...], rows: int, base: Segment | None) -> Segment:
@@ -371,11 +371,13 @@ class Builder:
             start = donor.index.training()
         numbers = rows_of(extents)
         vectors = job.shard.rows.vectors
-        empty = kinds.train(
-            plan, vectors.metric, vectors, numbers, seed=_SEED, threads=self._config.build_thread_count(), start=start
-        )
+        empty = kinds.train(plan, vectors.metric, vectors, numbers, seed=_SEED, threads=self._threads(job), start=start)
         trained = donor.trained_rows if start is not None and donor is not None else rows
-        return self._segment(job, extents, empty.added(numbers, vectors), trained)
+        return self._segment(job, extents, empty.added(numbers, vectors, self._threads(job)), trained)
+
+    def _threads(self, job: _Job) -> int:
+        # Asked for at each step: a merge may have begun before somebody waits for it.
+        return self._config.build_thread_count(is_awaited=job.definition.id in self._wanted)
 
     def _segment(self, job: _Job, extents: tuple[Extent, ...], index: Index | None, trained: int) -> Segment:
         first = None if index is None else curve.table(index.kind, index.lists, job.definition.dim)
@@ -405,9 +407,8 @@ class Builder:
         if segment.index is None or not len(numbers):
             return segment
         vectors = job.shard.rows.vectors
-        measured = curve.measure(
-            segment.index, vectors.metric, vectors, numbers, threads=self._config.build_thread_count(), seed=_SEED
-        )
+        threads = self._threads(job)
+        measured = curve.measure(segment.index, vectors.metric, vectors, numbers, threads=threads, seed=_SEED)
         return replace(segment, curve=measured, measured_rows=segment.rows, _efforts={})
 
     def _rewrite(self, job: _Job, segment: Segment, names: set[str]) -> None:

@@ -103,7 +103,7 @@ class Index(Protocol):
         """
         ...
 
-    def added(self, rows: Rows, vectors: Vectors) -> Index:
+    def added(self, rows: Rows, vectors: Vectors, threads: int = 1) -> Index:
         """Return an index of the same training that also holds these rows; this one stays as it is."""
         ...
 

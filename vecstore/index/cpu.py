@@ -9,9 +9,11 @@ and releases the interpreter lock while it computes. No I/O, no state but what b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
@@ -34,6 +36,7 @@ __all__ = [
     "score",
     "score_span",
     "selection",
+    "several_threads",
 ]
 
 _pointer: Any = faiss.swig_ptr
@@ -68,6 +71,17 @@ _thread = _Thread()
 def one_thread() -> None:
     """Make FAISS compute in the calling thread alone."""
     _thread.ready  # noqa: B018  (the first access in a thread runs __init__)
+
+
+@contextlib.contextmanager
+def several_threads(count: int) -> Iterator[None]:
+    """Make FAISS compute in so many threads what the calling thread asks for inside."""
+    one_thread()
+    faiss.omp_set_num_threads(max(1, count))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(1)
 
 
 def prepare(metric: Metric, queries: Floats) -> Floats:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -83,12 +82,8 @@ def measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, *, threa
     seed
         Of the sample.
     """
-    cpu.one_thread()
-    faiss.omp_set_num_threads(max(1, threads))
-    try:
+    with cpu.several_threads(threads):
         return _measure(index, metric, vectors, np.sort(rows), seed)
-    finally:
-        faiss.omp_set_num_threads(1)
 
 
 def _measure(index: Index, metric: Metric, vectors: Vectors, rows: Rows, seed: int) -> Curve:
@@ -193,14 +188,14 @@ def _needed(ranks: Ranks, k: int, ask: float, room: float, credit: float = 1.0) 
     target = (1 - (1 - ask) * room) / credit
     if target > 1:
         return None
-    places = np.sort(near, axis=None)
-    at = min(len(places) - 1, math.ceil(target * len(places)) - 1)
-    candidates = max(int(places[at]) + 1, k)
+    at = min(near.size - 1, math.ceil(target * near.size) - 1)
+    candidates = max(int(np.partition(near, at, axis=None)[at]) + 1, k)
+    last = int(near.max())
     while candidates < ABSENT:
         hits = (near < candidates).mean(axis=1) * credit
         if hits.mean() - BOUND_Z * hits.std() / math.sqrt(len(hits)) >= ask:
             return candidates
-        if candidates > places[-1]:
+        if candidates > last:
             return None
         candidates = max(candidates + 1, candidates * 9 // 8)
     return None

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..values import Metric
 from .base import Effort, Floats, Rows, Selection, Vectors
-from .cpu import BitmapSelection, normalised, one_thread
+from .cpu import BitmapSelection, normalised, one_thread, several_threads
 from .header import Header
 from .inverted import ADD_BYTES_MAX, Codebook
 
@@ -40,18 +40,15 @@ class Graph:
         A trained FAISS IndexHNSWSQ; it belongs to this object from here on.
     rows
         int64: the row number of each of its nodes.
-    threads
-        Cores that `added` builds with.
     """
 
-    __slots__ = ("_index", "_rows", "_search", "bytes", "count", "dim", "kind", "lists", "metric", "threads")
+    __slots__ = ("_index", "_rows", "_search", "bytes", "count", "dim", "kind", "lists", "metric")
 
-    def __init__(self, metric: Metric, dim: int, index: Any, rows: Rows, threads: int = 1) -> None:
+    def __init__(self, metric: Metric, dim: int, index: Any, rows: Rows) -> None:
         self.kind = "hnsw"
         self.metric = metric
         self.dim = dim
         self.lists = 0
-        self.threads = threads
         self.count = int(index.ntotal)
         self._index = index
         self._rows = rows
@@ -82,19 +79,15 @@ class Graph:
         search(count, _pointer(queries), candidates, _pointer(distances), _pointer(nodes), parameters)
         return np.where(nodes < 0, -1, self._rows[nodes])
 
-    def added(self, rows: Rows, vectors: Vectors) -> Graph:
+    def added(self, rows: Rows, vectors: Vectors, threads: int = 1) -> Graph:
         """Return an index that also holds these rows; this one stays as it is."""
-        one_thread()
         index = faiss.clone_index(self._index)
         step = max(1, ADD_BYTES_MAX // (4 * self.dim))
-        faiss.omp_set_num_threads(self.threads)
-        try:
+        with several_threads(threads):
             for at in range(0, len(rows), step):
                 data = np.ascontiguousarray(normalised(vectors, rows[at : at + step]))
                 index.add_c(len(data), _pointer(data))
-        finally:
-            faiss.omp_set_num_threads(1)
-        return Graph(self.metric, self.dim, index, np.concatenate([self._rows, rows]), self.threads)
+        return Graph(self.metric, self.dim, index, np.concatenate([self._rows, rows]))
 
     def dump(self) -> npt.NDArray[np.uint8]:
         """Return a header, the row numbers and the bytes of the FAISS index."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..values import Metric
 from .base import Effort, Floats, Rows, Selection, Vectors
-from .cpu import BitmapSelection, normalised, one_thread
+from .cpu import BitmapSelection, normalised, one_thread, several_threads
 from .header import Header
 
 __all__ = ["Codebook", "Inverted"]
@@ -97,15 +97,15 @@ class Inverted:
         self._search(count, _pointer(queries), candidates, _pointer(distances), _pointer(rows), parameters)
         return rows
 
-    def added(self, rows: Rows, vectors: Vectors) -> Inverted:
-        """Return an index that also holds these rows, encoded on one core; this one stays as it is."""
-        one_thread()
+    def added(self, rows: Rows, vectors: Vectors, threads: int = 1) -> Inverted:
+        """Return an index that also holds these rows; this one stays as it is."""
         index = faiss.clone_index(self._index)
         step = max(1, ADD_BYTES_MAX // (4 * self.width))
-        for at in range(0, len(rows), step):
-            block = np.ascontiguousarray(rows[at : at + step], np.int64)
-            data = np.ascontiguousarray(self._padded(normalised(vectors, block)))
-            index.add_with_ids_c(len(block), _pointer(data), _pointer(block))
+        with several_threads(threads):
+            for at in range(0, len(rows), step):
+                block = np.ascontiguousarray(rows[at : at + step], np.int64)
+                data = np.ascontiguousarray(self._padded(normalised(vectors, block)))
+                index.add_with_ids_c(len(block), _pointer(data), _pointer(block))
         return Inverted(self.kind, self.metric, self.dim, index)
 
     def merged(self, other: Inverted) -> Inverted | None:

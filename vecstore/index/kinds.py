@@ -17,7 +17,7 @@ from ..config import DIM_MAX, EXACT_ROWS_MAX, SMALL_SEGMENT_ROWS_MAX
 from ..errors import Damaged, InvalidArgument
 from ..values import Metric
 from .base import Floats, Index, Rows, Vectors
-from .cpu import normalised, one_thread
+from .cpu import normalised, several_threads
 from .graph import Graph
 from .header import Header
 from .inverted import Codebook, Inverted
@@ -113,17 +113,11 @@ def train(
     start
         `training()` of another index of this kind: its codebook is shared, and only the lists are trained.
     """
-    one_thread()
-    faiss.omp_set_num_threads(max(1, threads))
-    try:
-        return _train(plan, metric, vectors, rows, seed, threads, start)
-    finally:
-        faiss.omp_set_num_threads(1)
+    with several_threads(threads):
+        return _train(plan, metric, vectors, rows, seed, start)
 
 
-def _train(
-    plan: Plan, metric: Metric, vectors: Vectors, rows: Rows, seed: int, threads: int, start: Codebook | None
-) -> Index:
+def _train(plan: Plan, metric: Metric, vectors: Vectors, rows: Rows, seed: int, start: Codebook | None) -> Index:
     if start is not None and (start.kind, start.pieces) != (plan.kind, plan.pieces):
         start = None
     sample = _sample(plan, vectors, rows, seed)
@@ -137,7 +131,7 @@ def _train(
             storage = faiss.downcast_index(index.storage)
             faiss.copy_array_to_vector(start.values, storage.sq.trained)
             storage.is_trained = index.is_trained = True
-        return Graph(metric, plan.dim, index, np.empty(0, np.int64), threads)
+        return Graph(metric, plan.dim, index, np.empty(0, np.int64))
     quantiser = _coarse(plan, metric, sample, seed)
     index = _empty(plan, quantiser, measure)
     if start is None:
@@ -214,7 +208,7 @@ def _choice(count: int, wanted: int, seed: int) -> Rows:
     return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False)).astype(np.int64)
 
 
-def load(data: memoryview | npt.NDArray[np.uint8], threads: int = 1) -> Index:
+def load(data: memoryview | npt.NDArray[np.uint8]) -> Index:
     """Read an index from the bytes of its `dump`.
 
     Raises
@@ -233,7 +227,7 @@ def load(data: memoryview | npt.NDArray[np.uint8], threads: int = 1) -> Index:
         rows = np.frombuffer(array, "<i8", header.rows, header.rows_at).astype(np.int64)
         if index.ntotal != header.rows:
             raise ValueError(f"{index.ntotal} nodes, {header.rows} rows")
-        return Graph(header.metric, header.dim, index, rows, threads)
+        return Graph(header.metric, header.dim, index, rows)
     except (RuntimeError, ValueError, AttributeError, TypeError) as exc:
         raise Damaged(f"an index of kind {header.kind} and {len(array)} bytes cannot be read: {exc}") from exc
 
