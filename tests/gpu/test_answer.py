@@ -151,6 +151,47 @@ def test_no_index_is_handed_a_selection_that_it_ignores(name: str, tmp_path: Pat
     assert selected(backend, "flat", None) is None
 
 
+@pytest.mark.parametrize("kind", ["flat", "ivf_sq"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_no_more_rows_are_gathered_than_somebody_waits_for(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows of a selection are gathered; more are found by over-fetch, or left to the CPU where that is too wide."""
+    monkeypatch.setattr("vecstore.index.answer.GATHERED_BYTES_MAX", 4 * DIM * 500)
+    vectors, queries = mixture(ROWS, DIM, 1), mixture(10, DIM, 2)
+    held = held_on(backend := backend_of(name), tmp_path, vectors, "l2", kind)
+    gathered: list[int] = []
+    block = backend.block
+
+    def counted(metric: Any, some: Any, what: str) -> Any:
+        gathered.append(len(some))
+        return block(metric, some, what)
+
+    monkeypatch.setattr(backend, "block", counted)
+    for number, (rows, candidates) in enumerate([(400, 400), (600, 30), (600, 200)], 1):
+        chosen = np.sort(np.random.default_rng(number).choice(ROWS, rows, replace=False))
+        question = Question(20, candidates, selection=number)
+        if kind != "flat" and candidates == 200:
+            with pytest.raises(Unable, match="rows"):
+                answered(backend, held, queries, question, bitmap_of(held, chosen), SCRATCH_BYTES)
+            continue
+        answer = answered(backend, held, queries, question, bitmap_of(held, chosen), SCRATCH_BYTES)
+        near = held.source.row_numbers(truth(vectors, queries, "l2", chosen, 10)[0])
+        hits = [len(np.intersect1d(near[i], answer.rows[i])) for i in range(len(queries))]
+        assert sum(hits) >= 0.97 * 100
+    assert gathered == [400]
+
+
+def test_a_graph_of_which_too_few_rows_are_wanted_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What obeys a narrow selection, and loses recall under it, is left alone where the rows cannot be gathered."""
+    monkeypatch.setattr("vecstore.index.answer.GATHERED_BYTES_MAX", 4 * DIM * 500)
+    vectors, queries = mixture(ROWS, DIM, 1), mixture(4, DIM, 2)
+    held = held_on(backend := backend_of("host", selections=True), tmp_path, vectors, "l2", "ivf_sq")
+    assert "ivf_sq" in backend.obedient
+    with pytest.raises(Unable, match="rows"):
+        answered(backend, held, queries, Question(5, 5, selection=1), bitmap_of(held, range(600)), SCRATCH_BYTES)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_nothing_selected_finds_nothing(name: str, tmp_path: Path) -> None:
     """An empty selection has no rows, and leaves none out."""

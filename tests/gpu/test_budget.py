@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vecstore.index import budget
 from vecstore.index.budget import Ledger, NoRoom, choose, layout, need, queries_max
-from vecstore.index.placement import Room, Wanted, place
+from vecstore.index.placement import Room, Wanted, levelled, place
 from vecstore.values import Metric
 
 GIB = 1 << 30
@@ -170,3 +170,49 @@ def test_a_device_is_never_given_more_than_it_has(rows: list[int], free: list[in
     for room in rooms:
         held = [choice.need.serve for device, choice in placed.build.values() if device == room.name]
         assert sum(held) <= room.free
+
+
+@given(
+    rows=st.lists(st.integers(1, 5_000_000), max_size=12),
+    free=st.lists(st.integers(0, 10 * GIB), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_moves_bring_devices_nearer_and_come_to_an_end(rows: list[int], free: list[int], data: st.DataObject) -> None:
+    """However segments lie, each move leaves the two devices nearer, and after the last no move would."""
+    segments = wanted(*rows)
+    names = [str(i) for i in range(len(free))]
+    held = {one.name: (data.draw(st.sampled_from(names)), need("flat", one.rows, one.dim).serve) for one in segments}
+    left = dict(zip(names, free, strict=True))
+    for _ in range(100):
+        rooms = [Room(name, size) for name, size in left.items()]
+        move = levelled(segments, rooms, held)
+        if move is None:
+            break
+        name, target, choice = move
+        source, size = held[name]
+        before = abs(left[target] - left[source])
+        left[source] += size
+        left[target] -= choice.need.serve
+        assert left[target] >= 0
+        assert abs(left[target] - left[source]) < before
+        held[name] = (target, choice.need.serve)
+    else:
+        raise AssertionError("segments wander about")
+    least, most = min(names, key=lambda name: left[name]), max(names, key=lambda name: left[name])
+    for one in segments:
+        device, size = held[one.name]
+        fits = choose(one.rows, one.dim, one.metric, left[most])
+        if device == least and 2 * size <= left[most] - left[least] and fits is not None:
+            assert 2 * fits.need.serve > left[most] - left[least]
+
+
+def test_a_device_that_came_back_gets_its_share() -> None:
+    """Of four equal segments on one device two move to the empty one; not where they failed, nor the last of one."""
+    rooms = [Room("0", 4 * GIB), Room("1", 8 * GIB)]
+    size = need("flat", 4_000_000, 128).serve
+    held = {f"s{i}": ("0", size) for i in range(4)}
+    move = levelled(wanted(*[4_000_000] * 4), rooms, held)
+    assert move is not None and move[:2] == ("s0", "1")
+    assert levelled(wanted(*[4_000_000] * 4), rooms, held, {f"s{i}": {"1"} for i in range(4)}) is None
+    assert levelled(wanted(4_000_000), [Room("0", 8 * GIB - size), Room("1", 8 * GIB)], {"s0": ("0", size)}) is None
+    assert levelled(wanted(4_000_000), rooms[:1], {"s0": ("0", size)}) is None

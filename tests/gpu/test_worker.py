@@ -246,6 +246,43 @@ def test_devices_share_segments_and_take_over(name: str, tmp_path: Path) -> None
         devices.close()
 
 
+def test_a_device_that_is_back_gets_its_share_again(name: str, tmp_path: Path) -> None:
+    """What moved away from a worker that died moves back one by one, held all the while; each lies on one device."""
+    if name == "cuda":
+        pytest.skip("needs two GPUs")
+    orders = {f"s{i}": ordered(tmp_path, mixture(ROWS, DIM, i), f"s{i}") for i in range(4)}
+    wanted = {key: (Wanted(key, one.rows, one.dim, one.metric), lambda one=one: one) for key, one in orders.items()}
+    devices = Devices(WorkerOptions(backend=name, budget_bytes=1 << 30), ["a", "b"], lambda: None)
+    devices.start()
+
+    def shares() -> list[int]:
+        devices.arrange(wanted)
+        return [len([one for one in handle.segments().values() if one.ready]) for handle in devices.handles]
+
+    def is_back() -> bool:
+        assert all(devices.holder(key) for key in wanted)
+        return shares() == [2, 2]
+
+    try:
+        until("the workers", lambda: all(one.is_ready for one in devices.handles))
+        until("two each", lambda: shares() == [2, 2])
+        first, second = devices.handles
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        until("its end", lambda: not first.segments())
+        until("all on the other", lambda: shares()[1] == 4)
+        until("it is back", lambda: first.is_ready)
+        os.kill(first.pid, signal.SIGSTOP)
+        assert [is_back() for _ in range(5)] == [False] * 5
+        assert (len(first.segments()), len(second.segments())) == (1, 4)
+        os.kill(first.pid, signal.SIGCONT)
+        until("two each again", is_back)
+        assert sorted([*first.segments(), *second.segments()]) == sorted(wanted)
+        assert all(is_back() for _ in range(5))
+    finally:
+        devices.close()
+
+
 def test_the_arena_gives_each_byte_once(rng: np.random.Generator) -> None:
     """Pieces never overlap, and whatever order they come back in, all is free and whole in the end."""
     arena = Arena(1 << 16)

@@ -75,6 +75,22 @@ def test_a_standby_says_whether_it_could_take_over(tmp_path: Path) -> None:
             assert verdict.done, verdict.text
 
 
+def test_a_primary_says_how_its_gpus_are(tmp_path: Path) -> None:
+    """A segment that no device has room for is a warning, and exit code 1; the device itself is well."""
+    devices = {"VECSTORE_SERVER_DEVICE": "gpu", "VECSTORE_DEVICE_BACKEND": "host", "VECSTORE_DEVICE_ROWS_MIN": "1"}
+    a = Store(tmp_path / "a", environment=devices | {"VECSTORE_DEVICE_MEMORY_BYTES_MAX": "1000"})
+    with a.running():
+        with a.database() as database:
+            docs = database.create_collection("docs", 4, index="flat")
+            docs.upsert(range(500), [[1.0, 2.0, 3.0, float(i)] for i in range(500)])
+            docs.optimize()
+        eventually(lambda: doctor(a)[1], lambda report: "device" in states(report), words=a.logs)
+        code, report = doctor(a)
+        assert (code, states(report)) == (1, {"device": "warn"})
+        (check,) = (check for check in report["checks"] if check["name"] == "device")
+        assert check["found"] == "1 segments were taken by no GPU"
+
+
 @pytest.mark.slow  # tests/replication/test_static_stability.py shows in short that it is remembered
 def test_a_standby_knows_what_its_primary_had(tmp_path: Path) -> None:
     """It remembers it over a restart, with its age; without it nothing of the primary is known, and none of it ok."""

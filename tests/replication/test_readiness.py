@@ -222,6 +222,10 @@ SLOT = {"name": "west", "lag_records": 0, "lag_seconds": 0.0, "is_lost": False, 
         ({"accepts_writes": False, "status": "starting"}, {"state": "warn"}),
         ({"archive": Archive("s3://b", answered=True, problem="no such bucket")}, {"archive": "warn"}),
         ({"archive": None}, {}),
+        ({"device": "gpu"}, {}),
+        ({"device": "gpu", "refused_segments": 2}, {"device": "warn"}),
+        ({"device": "gpu", "devices": (Device("0", "the worker hangs"),)}, {"device": "warn"}),
+        ({"device": "gpu", "devices": None}, {"device": "unknown"}),
     ],
 )
 def test_a_primary_is_asked_about_its_standbys(changes: dict[str, Any], found: dict[str, str]) -> None:

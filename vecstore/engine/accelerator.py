@@ -86,7 +86,8 @@ class Accelerator:
         )
         self._wake = threading.Event()
         self.devices = Devices(options, names, self._wake.set)
-        self.fallbacks: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._fallbacks: Counter[str] = Counter()
         self._seen: dict[str, float] = {}
         self._curves: dict[tuple[str, str], curve.Curve] = {}
         self._measured_s: dict[str, float] = {}
@@ -130,11 +131,14 @@ class Accelerator:
             for segment in shard.sealed.segments:
                 device = self.devices.holder(segment.name)
                 if device is None:
+                    # Smaller ones are the CPU's own.
+                    if segment.rows >= self._config.device_rows_min:
+                        self._count(self.devices.absence(segment.name))
                     continue
                 is_exact = ask.exact or segment.index is None or few
                 question = self._question(segment, device, k, ask, share, is_exact, selection)
                 if question is None:
-                    self.fallbacks["exact"] += 1
+                    self._count("exact")
                     continue
                 parts = _begun(device, segment.name, queries, question, selection)
                 if parts is not None:
@@ -276,7 +280,13 @@ class Accelerator:
 
     def fallback_counts(self) -> dict[str, int]:
         """Return how often the CPU answered what a device held, by reason."""
-        return dict(Counter(self.devices.fallbacks()) + self.fallbacks)
+        with self._lock:
+            return dict(Counter(self.devices.fallbacks()) + self._fallbacks)
+
+    def _count(self, reason: str) -> None:
+        """Count a question that no device was asked."""
+        with self._lock:
+            self._fallbacks[reason] += 1
 
 
 _CURVE_KINDS = {"ivf_sq": "ivf_sq8", "ivf_pq": "ivf_pq", "cagra": "hnsw"}

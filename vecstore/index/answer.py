@@ -30,6 +30,8 @@ __all__ = ["Answer", "Held", "Question", "Unable", "answered"]
 
 BLOCKS_MAX = 16
 SELECTIONS_MAX = 32
+GATHERED_BYTES_MAX = 1 << 29
+"""Float32 rows of a selection that are gathered for one question at most: more take longer than an answer may."""
 _RESCORE_BYTES = 1 << 26
 _SCAN_BYTES = 1 << 27
 
@@ -131,7 +133,11 @@ def answered(
         if not count:
             return asking.nothing()
         if overfetch.scans(candidates, count, built.rows, limit):
-            return asking.scanned(np.flatnonzero(mask), question.selection)
+            if asking.can_gather(count):
+                return asking.scanned(np.flatnonzero(mask), question.selection)
+            if built.choice.kind in backend.obedient:
+                # A graph of which few rows are wanted misses too many of them.
+                raise Unable("rows")
         candidates = min(candidates, count)
     else:
         mask, count = None, built.rows
@@ -171,6 +177,10 @@ class _Asking:
         rows = np.full((count, self._question.kept), -1, np.int64)
         return Answer(rows, np.full(count, self._worst, np.float32))
 
+    def can_gather(self, count: int) -> bool:
+        """Return whether so many rows can be gathered and compared while somebody waits."""
+        return 4 * self._held.source.dim * count <= GATHERED_BYTES_MAX
+
     def found(self, queries: Floats, width: int, mask: Mask | None) -> tuple[Floats, Rows]:
         """Search, as many queries at once as the scratch has room for."""
         built, question = self._held.built, self._question
@@ -203,6 +213,8 @@ class _Asking:
             open_ = open_[~enough]
             if not len(open_):
                 return self.finished(self._queries, places, last)
+        if not self.can_gather(count):
+            raise Unable("rows")
         rest = self.scanned(np.flatnonzero(mask), self._question.selection, open_)
         done = np.setdiff1d(np.arange(total), open_)
         answer = self.finished(self._queries[done], places[done], last[done])

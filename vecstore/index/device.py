@@ -23,7 +23,7 @@ from ..errors import EngineMissing, InvalidArgument
 from .channel import WorkerOptions
 from .handle import Device as Handle
 from .order import Order
-from .placement import Room, Wanted, place
+from .placement import Placement, Room, Wanted, levelled, place
 from .telemetry import Telemetry
 
 __all__ = ["Device", "Devices", "described", "found", "has_gpu_code", "resolve"]
@@ -122,6 +122,7 @@ class Devices:
         self._handles = [Handle(name, WorkerOptions(**{**plain, "device": name}), changed) for name in names]
         self.telemetry = Telemetry([] if options.backend == "host" else names)
         self.refused: dict[str, str] = {}
+        self._moving: dict[str, Handle] = {}
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -147,6 +148,12 @@ class Devices:
                 return handle
         return None
 
+    def absence(self, segment: str) -> str:
+        """Return in a word why no device holds a segment that is wanted."""
+        if not any(handle.is_ready for handle in self._handles):
+            return "down"
+        return "refused" if segment in self.refused else "loading"
+
     def arrange(self, wanted: Mapping[str, tuple[Wanted, Callable[[], Order | None]]]) -> None:
         """Bring the devices to hold what is wanted, as far as it fits; everything else is dropped.
 
@@ -157,27 +164,63 @@ class Devices:
             no longer be loaded.
         """
         with self._lock:
-            held: dict[str, str] = {}
+            held = self._kept(wanted)
             banned: dict[str, set[str]] = {}
             for handle in self._handles:
-                for segment in handle.segments():
-                    if segment not in wanted:
-                        handle.drop(segment)
-                    elif handle.is_ready:
-                        held[segment] = handle.name
                 for segment in handle.refused():
                     if segment not in wanted:
                         handle.drop(segment)
                     else:
                         banned.setdefault(segment, set()).add(handle.name)
             rooms = [Room(one.name, one.free_bytes, one.has_graphs) for one in self._handles if one.is_ready]
-            placement = place([one for one, _ in wanted.values()], rooms, held, banned)
+            segments = [one for one, _ in wanted.values()]
+            placement = place(segments, rooms, {name: handle.name for name, handle in held.items()}, banned)
+            if not placement.build:
+                placement.build = self._level(segments, held, banned).build
             by_name = {handle.name: handle for handle in self._handles}
             for segment, (device, choice) in placement.build.items():
                 order = wanted[segment][1]()
                 if order is not None:
                     by_name[device].load(order.with_choice(choice))
             self.refused = placement.refused
+
+    def _kept(self, wanted: Mapping[str, Any]) -> dict[str, Handle]:
+        """Return which device has which segment, after dropping what is not wanted, and what has moved elsewhere."""
+        self._moving = {name: target for name, target in self._moving.items() if target.loaded(name) is not None}
+        held: dict[str, Handle] = {}
+        for handle in self._handles:
+            for segment in handle.segments():
+                target = self._moving.get(segment, handle)
+                if segment not in wanted or (target is not handle and target.is_held(segment)):
+                    handle.drop(segment)
+                elif handle.is_ready and (segment not in held or handle.is_held(segment)):
+                    held[segment] = handle
+        return held
+
+    def _level(self, wanted: Sequence[Wanted], held: Mapping[str, Handle], banned: Mapping[str, set[str]]) -> Placement:
+        """Place one segment on a device that has more room, while nothing is built anywhere.
+
+        Until it is there, it stays where it was.
+        """
+        placement = Placement()
+        rooms: list[Room] = []
+        sizes: dict[str, tuple[str, int]] = {}
+        for handle in self._handles:
+            segments = handle.segments()
+            if not all(one.ready for one in segments.values()):
+                return placement
+            bytes_of = {name: one.order.made.need.serve for name, one in segments.items()}
+            sizes |= {name: (handle.name, size) for name, size in bytes_of.items() if held.get(name) is handle}
+            if handle.is_ready:
+                rooms.append(Room(handle.name, handle.budget_bytes - sum(bytes_of.values()), handle.has_graphs))
+        move = levelled(wanted, rooms, sizes, banned)
+        if move is not None:
+            name, device, choice = move
+            target = next(handle for handle in self._handles if handle.name == device)
+            if choice.need.peak <= target.free_bytes:
+                self._moving[name] = target
+                placement.build[name] = (device, choice)
+        return placement
 
     def fallbacks(self) -> dict[str, int]:
         """Return how often the CPU had to answer, by reason."""

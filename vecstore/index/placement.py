@@ -1,7 +1,8 @@
 """Which segment's index goes to which device, and which to none: by free memory, the largest first.
 
-What has a place keeps it while its device is there; what a lost device held is placed again on the others. A segment is
-never split: a collection's shards are what spreads over devices.
+What has a place keeps it while its device is there; what a lost device held is placed again on the others, and when it
+is back, one segment after the other moves to it until no move would bring them nearer to each other. A segment is never
+split: a collection's shards are what spreads over devices.
 
 Pure: no I/O, no FAISS; how much an index takes is `budget`'s.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from ..values import Metric
 from .budget import Choice, choose, need
 
-__all__ = ["Placement", "Room", "Wanted", "place"]
+__all__ = ["Placement", "Room", "Wanted", "levelled", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +100,38 @@ def place(
         free[device] -= choice.need.serve
         result.build[segment.name] = (device, choice)
     return result
+
+
+def levelled(
+    wanted: Sequence[Wanted],
+    rooms: Sequence[Room],
+    held: Mapping[str, tuple[str, int]],
+    banned: Mapping[str, set[str]] | None = None,
+) -> tuple[str, str, Choice] | None:
+    """Return a segment to move, the device to move it to, and its index there; None where all are well placed.
+
+    It goes from the device with the least memory left to the one with the most, and takes at most half of the
+    difference: so each move brings them nearer to each other, and they come to an end.
+
+    Parameters
+    ----------
+    wanted, banned
+        As for `place`.
+    rooms
+        With the bytes that indexes alone have left: what searches keep for a while would have segments wander about.
+    held
+        Device of each segment, and the bytes that its index takes.
+    """
+    if len(rooms) < 2:
+        return None
+    source, target = (pick(rooms, key=lambda room: (room.free, room.name)) for pick in (min, max))
+    gap = target.free - source.free
+    for segment in sorted(wanted, key=lambda one: (-held.get(one.name, ("", 0))[1], one.name)):
+        device, size = held.get(segment.name, ("", 0))
+        is_barred = banned is not None and target.name in banned.get(segment.name, ())
+        if device != source.name or 2 * size > gap or is_barred:
+            continue
+        choice = choose(segment.rows, segment.dim, segment.metric, target.free, cuvs=target.cuvs, index=segment.index)
+        if choice is not None and 2 * choice.need.serve <= gap:
+            return segment.name, target.name, choice
+    return None

@@ -2,13 +2,14 @@
 
 It is started by `handle`, has nothing that the engine could not lose, and ends when the engine does. One thread
 receives; the main thread alone touches the device. Questions that wait for the same index and ask the same of it are
-one call. Indexes are built in steps, and what waits is answered between two of them.
+one call (`turns`). Indexes are built in steps, and what waits is answered between two of them.
 
 What is not understood is fatal: a device in an unknown state ends with its process, and the engine starts another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,6 @@ import sys
 import threading
 from collections.abc import Generator
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,10 +27,9 @@ from .backend import Backend, Built
 from .budget import Choice, Ledger, Need, NoRoom
 from .channel import Arena, Ask, Channel, Done, Drop, Forget, Load, Message, Ready, Select, WorkerOptions
 from .source import Source
+from .turns import Turns
 
 __all__ = ["Worker", "made", "main"]
-
-QUERIES_TOGETHER_MAX = 4_096
 
 
 def made(options: WorkerOptions) -> Backend:
@@ -62,6 +61,7 @@ class Worker:
         self._backend, self._channel, self._arena = backend, channel, arena
         self._scratch_bytes = scratch_bytes
         self._waiting: SimpleQueue[Message | None] = SimpleQueue()
+        self._turns = Turns()
         self._held: dict[str, Held] = {}
         self._bitmaps: dict[int, npt.NDArray[np.uint8]] = {}
         self._building: list[tuple[Load, Source, Generator[None, None, Built]]] = []
@@ -69,24 +69,29 @@ class Worker:
     def run(self) -> None:
         """Work until the engine is gone."""
         threading.Thread(target=self._receive, name="vecstore-receiver", daemon=True).start()
-        ahead: Message | None = None
-        while True:
-            if ahead is None:
-                try:
-                    ahead = self._waiting.get(block=not self._building)
-                except Empty:
-                    self._build_on()
-                    continue
-                if ahead is None:
-                    return
-            message, ahead = ahead, None
-            if isinstance(message, Ask):
-                asks, ahead = self._together(message)
-                self._answer(asks)
-                if self._building:
-                    self._build_on()
-            else:
-                self._obey(message)
+        while self._take_in():
+            self._turn()
+
+    def _take_in(self) -> bool:
+        """Take in what was received, waiting for it where there is nothing else to do; return False at the end."""
+        with contextlib.suppress(Empty):
+            while True:
+                message = self._waiting.get(block=not (self._turns or self._building))
+                if message is None:
+                    return False
+                self._turns.add(message)
+        return True
+
+    def _turn(self) -> None:
+        """Do what is next."""
+        turn = self._turns.take() if self._turns else []
+        if not isinstance(turn, list):
+            self._obey(turn)
+            return
+        if turn:
+            self._answer(turn)
+        if self._building:
+            self._build_on()
 
     def _receive(self) -> None:
         while (message := self._channel.receive()) is not None:
@@ -95,23 +100,6 @@ class Worker:
         # The main thread may be in a call for minutes, for an engine that is gone.
         threading.Event().wait(5.0)
         os._exit(0)
-
-    def _together(self, first: Ask) -> tuple[list[Ask], Message | None]:
-        """Take what waits and asks the same; also return the message that ended it, which is next."""
-        asks, count = [first], first.count
-        while count < QUERIES_TOGETHER_MAX:
-            try:
-                message = self._waiting.get_nowait()
-            except Empty:
-                break
-            if message is None:
-                self._waiting.put(None)
-                break
-            if not isinstance(message, Ask) or _same(message) != _same(first):
-                return asks, message
-            asks.append(message)
-            count += message.count
-        return asks, None
 
     def _answer(self, asks: list[Ask]) -> None:
         ask = asks[0]
@@ -193,10 +181,6 @@ class Worker:
             held.forget_all(self._backend)
             held.built.data = None
             self._backend.release(segment)
-
-
-def _same(ask: Ask) -> tuple[Any, ...]:
-    return ask.segment, ask.kept, ask.candidates, ask.probes, ask.ef, ask.selection, ask.exact
 
 
 def main(arguments: list[str]) -> None:

@@ -40,7 +40,7 @@ def judge(here: Here, primary: Known | None) -> tuple[Check, ...]:
         What the store's primary last said; None where it never did.
     """
     if here.described.get("role") == "primary":
-        return (_primary(here), *_standbys(here), *_alone(here))
+        return (_primary(here), *_standbys(here), *_gpus(here), *_alone(here))
     compared = (_memory, _processors, _device, _options, _tokens, _version)
     return (
         _state(here),
@@ -212,8 +212,33 @@ def _processors(here: Here, primary: Known | None) -> Check:
     return Check("processors", "ok", found, asked)
 
 
+def _gpus(here: Here) -> Iterator[Check]:
+    """Yield how the GPUs are of a store that uses some."""
+    if here.facts.device == "gpu":
+        asked = "each GPU takes questions, and every large segment has a place on one"
+        found = f"{len(here.devices or ())} GPUs, {here.facts.device_bytes_max / _MIB:,.0f} MiB"
+        yield _troubled(here, asked) or Check("device", "ok", found, asked)
+
+
 def _device(here: Here, primary: Known | None) -> Check:
     mine, asked = here.facts, "GPUs that take what the primary's GPUs hold, where it has some"
+    troubled = _troubled(here, asked)
+    if troubled is not None:
+        return troubled
+    found = f"{mine.device}" + (f", {mine.device_bytes_max / _MIB:,.0f} MiB" if mine.device == "gpu" else "")
+    if primary is None:
+        return Check("device", "unknown", f"{found}; {_NEVER}", asked, _WAIT)
+    theirs = primary.facts
+    if theirs.device != "gpu":
+        return Check("device", "ok", f"{found}; the primary searches on the CPU{_ago(primary)}", asked)
+    found = f"{found}; the primary's indexes take {theirs.device_bytes / _MIB:,.0f} MiB of GPUs{_ago(primary)}"
+    is_small = mine.device != "gpu" or mine.device_bytes_max < theirs.device_bytes
+    advice = "GPUs of as much memory: the CPU would answer what does not fit" if is_small else ""
+    return Check("device", "warn" if is_small else "ok", found, asked, advice)
+
+
+def _troubled(here: Here, asked: str) -> Check | None:
+    """Return what is wrong with the GPUs here; None where nothing is."""
     if here.devices is None:
         return Check(
             "device", "unknown", "the GPUs here have not told how they are", asked, "`vecstore status`, the driver"
@@ -226,16 +251,7 @@ def _device(here: Here, primary: Known | None) -> Check:
     if here.refused_segments:
         found = f"{here.refused_segments} segments were taken by no GPU"
         return Check("device", "warn", found, asked, "`vecstore plan`: more memory, or more GPUs")
-    found = f"{mine.device}" + (f", {mine.device_bytes_max / _MIB:,.0f} MiB" if mine.device == "gpu" else "")
-    if primary is None:
-        return Check("device", "unknown", f"{found}; {_NEVER}", asked, _WAIT)
-    theirs = primary.facts
-    if theirs.device != "gpu":
-        return Check("device", "ok", f"{found}; the primary searches on the CPU{_ago(primary)}", asked)
-    found = f"{found}; the primary's indexes take {theirs.device_bytes / _MIB:,.0f} MiB of GPUs{_ago(primary)}"
-    is_small = mine.device != "gpu" or mine.device_bytes_max < theirs.device_bytes
-    advice = "GPUs of as much memory: the CPU would answer what does not fit" if is_small else ""
-    return Check("device", "warn" if is_small else "ok", found, asked, advice)
+    return None
 
 
 def _options(here: Here, primary: Known | None) -> Check:
