@@ -48,6 +48,10 @@ class Order:
     dear
         Searches of 32 vectors that compare every point: of such calls a few are all that a server can answer, so that
         ten times as many can be offered, and refused, by the cores that are left.
+    recall
+        That "vecstore" asks for; 0 for what it asks for by itself.
+    batch
+        Queries of each of its calls; 0 for single searches.
     """
 
     side: str
@@ -57,6 +61,8 @@ class Order:
     rate: float = 0.0
     timeout_s: float = 10.0
     dear: bool = False
+    recall: float = 0.0
+    batch: int = 0
 
 
 @dataclass
@@ -92,6 +98,7 @@ class Crew:
 
     def __init__(self, size: int, queries: Any, k: int) -> None:
         context = multiprocessing.get_context("spawn")
+        self.size = size
         self._pipes: list[Connection] = []
         self._processes = []
         for number in range(size):
@@ -124,17 +131,19 @@ class Crew:
 
 
 def _work(pipe: Connection, queries: Any, k: int) -> None:
-    calls: dict[tuple[str, str, bool, float], Call] = {}
+    calls: dict[tuple[Any, ...], Call] = {}
     while (given := pipe.recv()) is not None:
         order, start_s = given
-        key = (order.side, order.address, order.dear, order.timeout_s)
+        key = (order.side, order.address, order.dear, order.timeout_s, order.recall, order.batch)
+        step = order.batch
+        asked = [queries[at : at + step] for at in range(0, len(queries) - step + 1, step)] if step else queries
         if key not in calls:
             calls[key] = _SIDES[order.side](order, k)
-            calls[key](queries[0])
+            calls[key](asked[0])
         tallies = [Tally() for _ in range(order.threads)]
         work = _offer if order.rate else _repeat
         threads = [
-            threading.Thread(target=work, args=(order, calls[key], queries, start_s, number, tallies[number]))
+            threading.Thread(target=work, args=(order, calls[key], asked, start_s, number, tallies[number]))
             for number in range(order.threads)
         ]
         for thread in threads:
@@ -188,7 +197,9 @@ def _one(call: Call, query: Any, began_s: float, tally: Tally) -> None:
 def _vecstore(order: Order, k: int) -> Call:
     database = vecstore.connect(order.address.split(","), read_from="any", timeout=order.timeout_s)
     points = database.collection("points")
-    return lambda query: points.search(query, k)
+    recall = order.recall or None
+    search = points.search_batch if order.batch else points.search
+    return lambda query: search(query, k, recall=recall)
 
 
 def _bare(order: Order, k: int) -> Call:

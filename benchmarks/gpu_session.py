@@ -83,7 +83,7 @@ def steps_of(backend: str, out: Path) -> list[Step]:
     bench = [sys.executable, str(HERE / "gpu.py"), "--backend", backend, "--out", str(out), "--limit-s", "{seconds}"]
     some = "gpu and not slow" if is_cuda else "not gpu and not slow"
     tests = "tests/gpu"
-    large = [] if is_cuda else ["--quick"]
+    large = ["--seconds", "3"] if is_cuda else ["--quick"]
     found = [
         Step("probe", [sys.executable, str(HERE / "gpu_probe.py"), "--backend", backend, "--out", str(out)], 60),
         Step("names", pytest_of("names", f"{tests}/test_names.py", f"{tests}/test_kernels.py"), 90),
@@ -95,7 +95,7 @@ def steps_of(backend: str, out: Path) -> list[Step]:
     if not is_cuda:
         return found
     slow, memory = "gpu and slow", f"{tests}/test_device_memory.py"
-    parts = "indexed,batches,recalls,exact"
+    parts = "indexed,batches,recalls,exact,served"
     return [
         *found,
         Step("memory", pytest_of("memory", "-m", slow, "-k", "predicted", memory), 240),

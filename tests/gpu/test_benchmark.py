@@ -25,11 +25,17 @@ def test_the_benchmark_answers_its_questions(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "gpu-synthetic-6000x32.json").read_text())
     assert written["arguments"]["failed"] == {"nothing": "KeyError: 'nothing'"}
     assert "cut" not in written
-    assert len(written["answers"]) == 15
+    assert len(written["answers"]) == 18
     assert written["arguments"]["device"] == "none: a worker on the CPU"
     recalls = [answer for answer in written["answers"] if "recall asked" in answer["question"]]
     assert len(recalls) == 4
     assert all(answer["met"] for answer in recalls)
+    served = [answer for answer in written["answers"] if answer["question"].startswith("served")]
+    assert len(served) == 6
+    for answer in served:
+        asked = float(answer["question"].rpartition(" ")[2])
+        assert answer["detail"]["recall"] >= asked - 0.01 and answer["detail"]["failed"] == 0
+        assert 0 < answer["detail"]["p50 ms"] <= answer["detail"]["p99 ms"]
 
 
 def test_a_run_that_is_cut_leaves_its_answers(tmp_path: Path) -> None:
