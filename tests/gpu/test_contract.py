@@ -1,4 +1,4 @@
-"""Stores on devices keep the contract: its searching part on a worker everywhere, all of it where there is a GPU."""
+"""Stores on devices keep the whole contract: with a worker on the CPU everywhere, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ from vecstore import Database
 from vecstore.engine.collection import EmbeddedCollection
 from vecstore.engine.database import EmbeddedDatabase
 
-from .devices import NO_GPU, loaded_in
+from .devices import BACKENDS, engine_of, loaded_in
 
 pytestmark = pytest.mark.slow
-"""Two hundred tests, each with a worker process of its own: minutes, beside all the others."""
+"""Hundreds of tests, each with a worker process of its own: minutes, beside all the others."""
 
-NOW: dict[str, Any] = {"device_rows_min": 1}
-ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU or "there is one")]
-
-
+FEW = 20
 ASKED: Counter[str] = Counter()
 """Questions that devices answered, by class of tests."""
+RUN: Counter[str] = Counter()
+"""Tests of each class."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _devices_were_asked() -> Iterator[None]:
-    """See that devices had a part in it."""
+    """See that devices had a part in those that search."""
     yield
-    assert all(count > 100 for count in ASKED.values())
+    idle = [name for name in (TestSearching.__name__, TestFiltering.__name__) if RUN[name] > FEW > ASKED[name]]
+    assert not idle, (ASKED, RUN)
 
 
-class HostStore(DatabaseContract):
-    """Supplies stores whose sealed segments a worker on the CPU searches as a GPU would."""
+class DeviceStore(DatabaseContract):
+    """Supplies stores whose sealed segments a device searches."""
 
-    config: dict[str, Any] = NOW | {"device_backend": "host"}
+    @pytest.fixture(params=BACKENDS)
+    def config(self, request: pytest.FixtureRequest) -> dict[str, Any]:
+        """Return the options of a store."""
+        return {"device_rows_min": 1, "device_backend": request.param}
 
     @pytest.fixture(autouse=True)
     def _patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,24 +68,21 @@ class HostStore(DatabaseContract):
         monkeypatch.setattr(EmbeddedCollection, "optimize", patient)
 
     @pytest.fixture
-    def database(self, tmp_path: Path) -> Iterator[Database]:
-        with vecstore.open(str(tmp_path / "store"), device="gpu", config=self.config) as database:
+    def database(self, tmp_path: Path, config: dict[str, Any]) -> Iterator[Database]:
+        with vecstore.open(str(tmp_path / "store"), device="gpu", config=config) as database:
+            devices = engine_of(database).accelerator.devices
             yield database
-            ASKED[type(self).__name__] += sum(one["asked"] for one in database.status()["devices"])
+            name = type(self).__name__
+            ASKED[name] += sum(handle.asked for handle in devices.handles)
+            RUN[name] += 1
 
     @pytest.fixture
-    def other(self, tmp_path: Path) -> Iterator[Database]:
-        with vecstore.open(str(tmp_path / "other"), device="gpu", config=self.config) as database:
+    def other(self, tmp_path: Path, config: dict[str, Any]) -> Iterator[Database]:
+        with vecstore.open(str(tmp_path / "other"), device="gpu", config=config) as database:
             yield database
 
 
-class GpuStore(HostStore):
-    """Supplies stores on a GPU."""
-
-    config = NOW
-
-
-class SealedStore(HostStore):
+class SealedStore(DeviceStore):
     """Supplies stores in which every search finds all rows sealed and loaded, few as they are."""
 
     @pytest.fixture(autouse=True)
@@ -107,73 +107,41 @@ class SealedStore(HostStore):
         monkeypatch.setattr(EmbeddedCollection, "search_batch", sealed_batch)
 
 
-class TestSearchingOnHost(SealedStore, SearchingContract):
-    """Search and batches, by a worker on the CPU."""
-
-
-class TestFilteringOnHost(SealedStore, FilteringContract):
-    """Filters, by a worker on the CPU."""
-
-
-class TestIndexingOnHost(HostStore, IndexingContract):
-    """Index kinds, by a worker on the CPU."""
-
-
-class TestLifecycle(GpuStore, LifecycleContract):
-    """Collections and handles."""
-
-    pytestmark = ON_GPU
-
-
-class TestWriting(GpuStore, WritingContract):
-    """Upsert, update, delete."""
-
-    pytestmark = ON_GPU
-
-
-class TestTables(GpuStore, TablesContract):
-    """Arrow and copies."""
-
-    pytestmark = ON_GPU
-
-
-class TestReading(GpuStore, ReadingContract):
-    """Get, scan, count."""
-
-    pytestmark = ON_GPU
-
-
-class TestSearching(GpuStore, SearchingContract):
+class TestSearching(SealedStore, SearchingContract):
     """Search and batches."""
 
-    pytestmark = ON_GPU
 
-
-class TestFiltering(GpuStore, FilteringContract):
+class TestFiltering(SealedStore, FilteringContract):
     """Filters."""
 
-    pytestmark = ON_GPU
 
-
-class TestSchema(GpuStore, SchemaContract):
-    """Fields."""
-
-    pytestmark = ON_GPU
-
-
-class TestHistory(GpuStore, HistoryContract):
-    """Tokens, status, verify."""
-
-    pytestmark = ON_GPU
-
-
-class TestIndexing(GpuStore, IndexingContract):
+class TestIndexing(DeviceStore, IndexingContract):
     """Index kinds."""
 
-    pytestmark = ON_GPU
+
+class TestLifecycle(DeviceStore, LifecycleContract):
+    """Collections and handles."""
 
 
-class TestBadInput(GpuStore, BadInputContract):
+class TestWriting(DeviceStore, WritingContract):
+    """Upsert, update, delete."""
+
+
+class TestTables(DeviceStore, TablesContract):
+    """Arrow and copies."""
+
+
+class TestReading(DeviceStore, ReadingContract):
+    """Get, scan, count."""
+
+
+class TestSchema(DeviceStore, SchemaContract):
+    """Fields."""
+
+
+class TestHistory(DeviceStore, HistoryContract):
+    """Tokens, status, verify."""
+
+
+class TestBadInput(DeviceStore, BadInputContract):
     """Bad input."""
-
-    pytestmark = ON_GPU
