@@ -144,6 +144,14 @@ def test_a_diverged_primary(regions: Regions) -> None:
     assert count(regions.west) == 70
 
 
+def put_back(store: Store, kept: Path) -> None:
+    """Let a store's disk go back to a copy: in place, so that it is the same folder whose contents went back."""
+    for name in os.listdir(store.folder):
+        gone = store.folder / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    shutil.copytree(kept, store.folder, dirs_exist_ok=True)
+
+
 def roll_back(regions: Regions) -> None:
     """Let East's disk go back to what it was before its last writes, which West has."""
     kept = regions.folder / "kept"
@@ -153,11 +161,7 @@ def roll_back(regions: Regions) -> None:
     write(regions.east, 1_000)
     following(regions.east, regions.west)
     regions.east.kill()
-    # In place, so that it is the same folder whose contents went back.
-    for name in os.listdir(regions.east.folder):
-        gone = regions.east.folder / name
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    shutil.copytree(kept, regions.east.folder, dirs_exist_ok=True)
+    put_back(regions.east, kept)
     regions.east.start()
     regions.east.wait(lambda found: found["role"] == "fenced" and "went back" in found["reason"])
     regions.west.wait(lambda found: found["status"] == "stopped")
@@ -173,6 +177,33 @@ def test_a_disk_that_was_rolled_back(regions: Regions) -> None:
     write(regions.west, 2_000)
     following(regions.west, regions.east)
     assert count(regions.east) == 70
+
+
+@pytest.mark.slow
+def test_a_disk_that_forgot_an_epoch(regions: Regions) -> None:
+    """West was promoted, and its disk goes back to before that: East, which follows it, says so, and writes on."""
+    east, west, kept = regions.east, regions.west, regions.folder / "kept"
+    west.stop()
+    shutil.copytree(west.folder, kept)
+    west.start()
+    following(east, west)
+    east.stop()
+    regions.run("lost-primary")
+    write(west, 100)
+    east.start()
+    following(west, east)
+    west.kill()
+    put_back(west, kept)
+    west.start()
+    west.wait(lambda found: found["role"] == "fenced" and "its disk does not know it" in found["reason"])
+    west.stop()
+    swapped = {"EAST_DIR": str(west.folder), "WEST_DIR": str(east.folder)}
+    printed = regions.run("disk-rolled-back", EAST=regions.west_at, WEST=regions.east_at, **swapped)
+    assert "nothing was left behind" in printed
+    west.start()
+    write(east, 2_000)
+    following(east, west)
+    assert count(west) == 70
 
 
 def test_a_standby_that_is_ahead(regions: Regions) -> None:

@@ -222,7 +222,7 @@ def _refused_goes_on(self: Primary, message: Any) -> None:
 
 
 def _refusal_unwritten(self: Desk, **changes: Any) -> None:
-    if "refused_lsn" not in changes:
+    if not changes.get("refused_lsn"):
         _persist(self, **changes)
 
 

@@ -171,7 +171,7 @@ class Durable(msgspec.Struct, frozen=True):
     replaced
         The epoch that this store's own promotion replaced: the same command again is answered, not done again.
     refused_lsn
-        The handover that it refused to take.
+        No handover of the promised epoch is taken up to this LSN: so far it has refused.
     bootstraps
         Snapshots installed, or begun, since the stream last moved on.
     scrub

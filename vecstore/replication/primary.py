@@ -96,7 +96,9 @@ class Primary(Part):
             self.desk.alarm(f"opened without having heard from {', '.join(silent)}")
             self._open()
         if now_s - self.called_s >= timing.call_every_s:
-            self._call(self._others() - (self.answered if self.status == "starting" else self.promised))
+            # A target that has stopped is heard of in this way alone: it refuses what it will not come to.
+            target = {self.desk.log.handover} if self.status == "handing" else set()
+            self._call(self._others() - (self.answered if self.status == "starting" else self.promised - target))
         if now_s - self.called_all_s >= timing.retry_s:
             # A store that promised may have lost its promise with its disk: it is told again, for ever.
             self.called_all_s = now_s

@@ -93,6 +93,7 @@ class Promotion:
             primary="",
             peers=(*desk.durable.peers, *sorted(others - set(desk.durable.peers) - {desk.me})),
             replaced=desk.number,
+            refused_lsn=0,
             scrub=None,
             verified=None,
             mended=0,

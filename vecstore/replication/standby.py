@@ -21,6 +21,7 @@ from .messages import (
     Ack,
     ArchiveRead,
     Arriving,
+    Call,
     Command,
     Frame,
     HandoverRefusal,
@@ -281,12 +282,25 @@ class Standby(Part):
         desk, log = self.desk, self.desk.log
         if log.handover != desk.me or not self._is_durable() or desk.number != log.epochs[-1].number:
             return
-        if desk.durable.refused_lsn != log.tip.lsn:
+        if desk.durable.refused_lsn < log.tip.lsn:
             if desk.is_ready and desk.durable.rejoin is None and not desk.durable.is_halted:
                 Promotion.seize(desk)
                 return
             desk.persist(refused_lsn=log.tip.lsn)
         desk.send(desk.durable.primary, HandoverRefusal(log.tip, desk.standing()))
+
+    def called(self, sender: str, message: Call) -> None:
+        """Refuse whatever handover may end the primary's log, where this store has stopped and does not come to it.
+
+        It may have stopped just before the primary began to hand over, and nobody can write until it has refused.
+        Whether that record is a handover only the primary knows; a refusal of any other means nothing.
+        """
+        desk, theirs = self.desk, message.standing
+        if self.status != "stopped" or sender != desk.durable.primary or message.promise != desk.durable.promise:
+            return
+        if theirs.lsn > desk.log.tip.lsn:
+            desk.persist(refused_lsn=max(theirs.lsn, desk.durable.refused_lsn))
+            desk.send(sender, HandoverRefusal(Place(theirs.lsn, theirs.chain), desk.standing()))
 
     def _is_durable(self) -> bool:
         return self.desk.log.durable_lsn >= self.desk.log.tip.lsn

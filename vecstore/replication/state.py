@@ -26,6 +26,7 @@ from .messages import (
     Message,
     NotReplaced,
     Promote,
+    Refusal,
     Rejoin,
     Report,
     Returned,
@@ -108,6 +109,8 @@ class Member(Desk):
         match message:
             case Call():
                 self.send(sender, Answer(message.session, self.durable.promise, self.standing()))
+                if isinstance(self.part, Standby):
+                    self.part.called(sender, message)
             case YieldRequest():
                 self._yield(sender, message)
             case _:
@@ -193,7 +196,8 @@ class Member(Desk):
             elif claim.contests(self.durable.promise) and not isinstance(message, Answer):
                 # Nobody else may know of both: the one that writes under this number must hear of the other.
                 self.send(claim.store_id, Answer(0, self.durable.promise, self.standing()))
-            elif isinstance(message, Frame) and self.number > claim.number:
+            elif isinstance(message, Frame | Refusal) and self.number > claim.number:
+                # Also to the one that this store promised it to: its disk forgot, and nobody else may know.
                 self.send(sender, Answer(0, self.durable.promise, self.standing()))
         if standing is not None and self.durable.role == "primary" and lost_synced(self.log, standing):
             self.fence(f"{sender} has records of this epoch that were lost here: this disk went back", None)
@@ -214,7 +218,8 @@ class Member(Desk):
             was_standby = self.durable.role == "standby"
             if not was_standby:
                 self.act(Fence(f"epoch {claim.number} began"))
-            self.persist(role="standby", promise=claim, reason="", primary=claim.store_id, peers=peers)
+            # What was refused is of the epoch before.
+            self.persist(role="standby", promise=claim, reason="", primary=claim.store_id, peers=peers, refused_lsn=0)
             if was_standby:
                 self._dial()
             else:
@@ -227,7 +232,7 @@ class Member(Desk):
         """Go on with the new primary; whether what was read from the old one is in its history no claim says."""
         if state.target_lsn:
             state = state.at(state.phase, needs_snapshot=True)
-        self.persist(promise=claim, peers=peers, rejoin=state)
+        self.persist(promise=claim, peers=peers, rejoin=state, refused_lsn=0)
         if isinstance(self.part, Rejoining):
             self.part.redirect(claim)
         elif claim.store_id != self.me and isinstance(self.part, Standby):

@@ -1,0 +1,122 @@
+"""A switchover to a standby that stopped a moment before: it is given up by itself, and nobody takes over later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vecstore.replication.messages import Call, Switchover
+from vecstore.replication.standby import MEND_POINTS_MAX, Standby
+
+from .node import TIMING
+from .scene import Scene
+from .test_differs import agree, differ, difference
+
+
+def begin(*, is_mended: bool) -> Scene:
+    """Return a scene in which `a` hands over to `b`, which has just stopped."""
+    scene = Scene("ab")
+    for id in range(4):
+        scene.put("a", id, id)
+    scene.settle()
+    differ(scene, difference() if is_mended else difference(MEND_POINTS_MAX + 1, named=100))
+    reply = scene.tell("a", Switchover("b"))
+    assert reply is not None and reply.done
+    return scene
+
+
+@pytest.mark.parametrize("dies", ["nobody", "a", "b"])
+def test_the_primary_goes_on_by_itself(dies: str) -> None:
+    """Also where either dies in between: the one hands over still, the other is stopped still."""
+    scene = begin(is_mended=False)
+    if dies != "nobody":
+        scene.run(0.2)
+        assert scene["a"].log.handover == "b"
+        scene[dies].crash()
+        scene[dies].start()
+    scene.until("a", "open", TIMING.call_every_s + 4 * TIMING.silence_s)
+    scene.put("a", 0, 7)
+    assert scene["b"].status == "stopped"
+    assert any("refused to take over" in text for _, text in scene.alarms)
+
+
+def test_what_was_refused_unseen_is_refused_when_it_comes() -> None:
+    """Stopped, it refuses more than once; mended, it comes upon the record alone, behind which the primary went on."""
+    scene = begin(is_mended=True)
+    scene.cut("b", "a", both=False)  # its question for the points is lost, and so is what it refuses
+    assert scene.run(10.0, lambda: scene["b"].disk.written.refused_lsn == scene["a"].log.tip.lsn)
+    handed = scene["a"].log.tip.lsn
+    assert scene["a"].log.handover == "b" and scene["a"].status == "handing"
+    standby = part_of(scene)
+    standby._ask_for_points = lambda: None  # type: ignore[method-assign]
+    scene.heal()
+    scene.until("a", "open")
+    scene.put("a", 0, 7)
+    assert scene.run(30.0, lambda: scene["b"].disk.written.refused_lsn > handed)
+    feed = scene["a"].member.part.feed  # type: ignore[union-attr]
+    feed.shippable = lambda: handed  # b comes to the handover, and no further
+    del standby._ask_for_points
+    scene.until("b", "following", 60.0)
+    assert scene.run(30.0, lambda: scene["b"].log.tip.lsn == handed)
+    scene.run(5.0)
+    assert (scene["a"].status, scene["b"].status) == ("open", "following")
+    del feed.shippable
+    scene.settle()
+    assert scene["a"].status == "open"
+
+
+def test_once_it_is_mended_it_takes_over_when_asked_again() -> None:
+    """What it refused is behind it."""
+    scene = begin(is_mended=True)
+    scene.cut("b", "a", both=False)
+    scene.run(5.0)
+    scene.heal()
+    scene.until("a", "open")
+    scene.until("b", "following", 60.0)
+    scene.settle()
+    scene.run(3.0)  # and the primary knows it
+    agree(scene, difference())
+    reply = scene.tell("a", Switchover("b"))
+    assert reply is not None and reply.done
+    assert scene.run(30.0, scene.is_switched)
+    assert scene["b"].status == "open"
+
+
+def test_one_that_follows_refuses_nothing_unseen() -> None:
+    """It is behind, and is called: what is on its way it will take."""
+    scene = Scene("ab")
+    scene.put("a", 0, 0)
+    scene.settle()
+    feed = scene["a"].member.part.feed  # type: ignore[union-attr]
+    feed.shippable = lambda: 0
+    for id in range(10):
+        scene.put("a", id, id)
+        scene.run(1.0)
+    assert scene["b"].status == "following" and scene["b"].log.tip.lsn < scene["a"].log.tip.lsn
+    assert scene["b"].disk.written.refused_lsn == 0
+
+
+def test_the_target_is_asked_every_second() -> None:
+    """Nobody can write meanwhile: one refusal that is lost must not cost half a minute."""
+    scene = begin(is_mended=False)
+    scene.cut("b", "a", both=False)
+    calls: list[float] = []
+    send = scene.send
+
+    def counted(sender: str, to: str, message: Any) -> None:
+        if to == "b" and isinstance(message, Call):
+            calls.append(scene.now_s)
+        send(sender, to, message)
+
+    scene.send = counted  # type: ignore[method-assign]
+    scene.run(12 * TIMING.call_every_s)
+    assert scene["a"].status == "handing"
+    assert len(calls) >= 8
+
+
+def part_of(scene: Scene) -> Standby:
+    """Return the part that b plays."""
+    member = scene["b"].member
+    assert member is not None and isinstance(member.part, Standby)
+    return member.part
