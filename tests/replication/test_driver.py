@@ -20,10 +20,11 @@ from vecstore.replication.actions import TakeSnapshot
 from vecstore.replication.coding import decode, decode_state, encode, encode_state
 from vecstore.replication.driver import Driver
 from vecstore.replication.durable import Durable, Timing
-from vecstore.replication.epochs import Claim, Identity
+from vecstore.replication.epochs import Claim, Identity, Standing
 from vecstore.replication.log import Place
-from vecstore.replication.messages import Message, Promote, Rejoin, StepDown, Switchover, Synced
+from vecstore.replication.messages import Call, Message, Promote, Rejoin, StepDown, Switchover, Synced
 from vecstore.server.contents import StoreContents
+from vecstore.storage.catalog import Epoch
 from vecstore.storage.directory import begin
 
 TIMING = Timing(start_alone_after_s=1.0, call_every_s=0.1, silence_s=0.5, retry_s=0.5, step_down_s=0.3)
@@ -267,6 +268,45 @@ def test_a_snapshot_that_was_not_put_in_place_is_asked_for_again(
     assert not b.driver.failed
     b.wait(lambda: b.driver.member.status == "following" and b.driver.log.applied_lsn == a.driver.log.tip.lsn)
     b.wait(lambda: not b.folders())
+    assert b.database.collection("docs").count() == 910
+
+
+@pytest.mark.parametrize("when", ["fetched", "closed"])
+def test_a_promise_that_is_made_while_contents_are_replaced_is_kept(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A third store is promoted meanwhile: it is on disk whatever comes, and nothing stands still."""
+    a, b, wire = pair
+    engine = b.driver.engine
+    third = Identity(engine.lineage, engine.identity_secret, "cc" * 16, "south")
+    tip = a.driver.log.tip
+    claim = Claim.of(third, Epoch(2, "a third", tip.lsn, tip.chain.hex()))
+    brought, put_in_place = b.contents._bring, install
+
+    def call() -> None:
+        b.driver.receive(third.store_id, Call(1, claim, Standing.of(third, a.driver.log)))
+        b.wait(lambda: b.driver.state.promise == claim)
+
+    def bring(store_id: str, content: Any) -> Incoming:
+        found = brought(store_id, content)
+        if when == "fetched":
+            call()
+            b.wait(lambda: decode_state(engine.replication_state or b"").promise == claim)
+        return found
+
+    def puts(path: str, state: bytes, lineage: bytes) -> Any:
+        if when == "closed":
+            call()
+        return put_in_place(path, state, lineage)
+
+    monkeypatch.setattr(b.contents, "_bring", bring)
+    monkeypatch.setattr("vecstore.server.contents.install", puts)
+    cut_beneath(a, b, wire)
+    b.wait(lambda: b.driver.engine is not engine or b.driver.failed)
+    b.wait(lambda: not b.driver.member.is_replacing or b.driver.failed)
+    assert b.driver.failed == ""
+    data = b.driver.engine.replication_state
+    assert data is not None and decode_state(data).promise == claim
     assert b.database.collection("docs").count() == 910
 
 

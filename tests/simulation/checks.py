@@ -81,12 +81,13 @@ class Checks:
         self.born[record.mark.chain] = Born(record, log.tip.chain, node.store_id, record.mark.digest)
 
     def _was_refused(self, node: Node) -> bool:
+        """Return whether the target of a handover at the tip can't take it any more: nor one of an epoch that ended."""
         target = self.world.nodes.get(node.log.handover)
-        return (
-            target is None
-            or target.disk.synced.refused_lsn == node.log.tip.lsn
-            or target.store_id in self.world.went_back
-        )
+        if target is None or target.store_id in self.world.went_back:
+            return True
+        promise = target.disk.synced.promise
+        is_over = promise is not None and promise.number > node.log.epochs[-1].number
+        return is_over or target.disk.synced.refused_lsn >= node.log.tip.lsn
 
     def durable(self, node: Node) -> None:
         """A store has synced: what it wrote itself may leave it now."""

@@ -11,6 +11,7 @@ from vecstore.replication.standby import MEND_POINTS_MAX, Standby
 
 from .node import TIMING
 from .scene import Scene
+from .story import Story
 from .test_differs import agree, differ, difference
 
 
@@ -95,6 +96,11 @@ def test_one_that_follows_refuses_nothing_unseen() -> None:
         scene.run(1.0)
     assert scene["b"].status == "following" and scene["b"].log.tip.lsn < scene["a"].log.tip.lsn
     assert scene["b"].disk.written.refused_lsn == 0
+
+
+def test_a_refusal_is_forgotten_with_its_epoch() -> None:
+    """A seed in which the target refused, and promised a higher epoch: it takes no handover of the one before."""
+    Story(2014842).run()
 
 
 def test_the_target_is_asked_every_second() -> None:

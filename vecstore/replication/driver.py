@@ -25,14 +25,14 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ..engine.engine import Engine
 from ..engine.slots import Standbys
-from ..errors import Damaged, Exhausted, Unavailable, VecstoreError
+from ..errors import Closed, Damaged, Exhausted, Unavailable, VecstoreError
 from ..record import Record
 from . import actions as do
 from .coding import encode_state
-from .durable import Difference, Durable, Timing
+from .contents import Contents, ReplaceFailed
+from .durable import Durable, Timing
 from .epochs import Claim, Identity
 from .inflow import Inflow
-from .log import Place
 from .messages import (
     ArchiveRead,
     Arriving,
@@ -56,7 +56,7 @@ from .standby import Standby
 from .state import Member
 from .store_log import StoreLog
 
-__all__ = ["Alarm", "Contents", "Driver", "Left", "Network", "ReplaceFailed"]
+__all__ = ["Alarm", "Driver", "Network"]
 
 TICK_S = 0.2
 ALARMS_KEPT = 20
@@ -73,83 +73,6 @@ class Network(Protocol):
 
     def address(self, store_id: str) -> str:
         """Return where a store was last reached, "" where that is not known."""
-        ...
-
-
-class Left(NamedTuple):
-    """What an export found behind the fork: the points that it touched, and whether there was more than points."""
-
-    ids: tuple[Any, ...]
-    needs_snapshot: bool
-
-
-class ReplaceFailed(Exception):
-    """Contents were not put in place, and the store is open again; the cause says why.
-
-    Attributes
-    ----------
-    engine
-        The one that is open now.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__("the contents were not put in place")
-        self.engine = engine
-
-
-class Contents(Protocol):
-    """What is done to a store's contents as a whole. Each takes a while; each is all or nothing, and may be repeated.
-
-    Those that put other contents in place return the engine that is open afterwards, and raise `ReplaceFailed` where
-    they came so far as to close the one before.
-    """
-
-    def snapshot(self) -> tuple[Place, Any]:
-        """Take a snapshot at a durable LSN, kept for a while; return its place and the ticket that it is fetched by."""
-        ...
-
-    def install(self, snapshot: Snapshot, state: Durable) -> Engine:
-        """Fetch a snapshot and put it in place of all that is here, with the durable state in it."""
-        ...
-
-    def archived(self, after_lsn: int) -> Sequence[Record]:
-        """Return records after an LSN from an archive, none where there is none or it does not reach."""
-        ...
-
-    def points(self, ids: Sequence[Any]) -> tuple[int, Any]:
-        """Read points at a durable LSN; return it, and what another fetches them by: a ticket."""
-        ...
-
-    def checkpoint(self) -> None:
-        """Keep the store as it is, for `back`."""
-        ...
-
-    def export(self, fork_lsn: int, is_complete: bool) -> Left:
-        """Export what lies behind a fork, durably."""
-        ...
-
-    def reset(self, fork: Place, points: Points, state: Durable) -> Engine:
-        """Drop the log behind a fork, and set the points that it touched."""
-        ...
-
-    def tidy(self) -> None:
-        """Remove what was fetched and is not needed any more."""
-        ...
-
-    def back(self, state: Durable) -> Engine:
-        """Put what was kept in place again."""
-        ...
-
-    def discard(self) -> None:
-        """Keep it no longer."""
-        ...
-
-    def mend(self, points: Points, differences: Sequence[Difference]) -> None:
-        """Make points that differ what another store has read of them, durably."""
-        ...
-
-    def verify(self) -> bool:
-        """Recompute the digests from the bytes; return whether they are those in the log."""
         ...
 
 
@@ -217,6 +140,8 @@ class Driver:
             timing.call_every_s,
         )
         self._closing = False
+        self._settled = threading.Event()
+        self._settled.set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vecstore-contents")
         identity = Identity(engine.lineage, engine.identity_secret, engine.directory.store_id.hex(), region)
         self.member = Member(
@@ -420,9 +345,7 @@ class Driver:
             case do.Send():
                 self.network.send(action.to, action.message)
             case do.Persist():
-                committer.persist(encode_state(action.state), action.epoch, is_synced=action.is_synced)
-                if action.epoch is not None:
-                    self._queue.put(("", Synced()))
+                self._persist(action)
             case do.Append():
                 self._append(action.records)
             case do.Handover():
@@ -441,6 +364,21 @@ class Driver:
                 self._alarm(action.text)
             case _:
                 self._begin(action)
+
+    def _persist(self, action: do.Persist) -> None:
+        """Write the durable state: where the contents are just being replaced, into those that are open afterwards."""
+        while True:
+            is_settled, committer = self._settled.is_set(), self.engine.committer
+            assert committer is not None
+            try:
+                committer.persist(encode_state(action.state), action.epoch, is_synced=action.is_synced)
+                break
+            except Closed:
+                if is_settled:
+                    raise
+                self._settled.wait()
+        if action.epoch is not None:
+            self._queue.put(("", Synced()))
 
     def _append(self, records: Sequence[Record]) -> None:
         durable = self.member.durable
@@ -473,7 +411,9 @@ class Driver:
     # -- what takes long ---------------------------------------------------------------------------------------------
 
     def _begin(self, action: do.Action) -> None:
-        state, claim = self.member.durable, self.member.durable.promise
+        claim, replaces = self.member.durable.promise, isinstance(action, do.Install | do.Reset | do.Return)
+        if replaces:
+            self._settled.clear()
         if isinstance(action, do.TakeSnapshot | do.ReadPoints):
             if action in self._handing:
                 return  # who asks again, since it takes long, is given the answer that is being made
@@ -481,10 +421,14 @@ class Driver:
 
         def work() -> None:
             try:
-                self._work(action, state, claim)
+                self._work(action, claim)
             except BaseException as exc:  # noqa: BLE001  (the driver's thread decides)
+                if isinstance(exc, ReplaceFailed):
+                    self._attach(exc.engine)
                 self._queue.put(partial(self._did_not, action, exc))
             finally:
+                if replaces:
+                    self._settled.set()
                 if action in self._handing:
                     self._handing.remove(action)
 
@@ -500,9 +444,7 @@ class Driver:
         """Go on where the member asks again by itself; what must be exported, or gone back to, is for a human."""
         stage: Literal["room", "fetch", "contents"] = "fetch"
         if isinstance(exc, ReplaceFailed):
-            self._engine, stage = exc.engine, "contents"
-            self._attach(exc.engine)
-            exc = exc.__cause__ or exc
+            stage, exc = "contents", exc.__cause__ or exc
         if isinstance(exc, Exhausted) or (isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT)):
             stage = "room"
         text = f"{type(action).__name__.lower()} failed: {exc}"
@@ -517,7 +459,7 @@ class Driver:
         else:
             raise Unavailable(text) from exc
 
-    def _work(self, action: do.Action, state: Durable, claim: Claim | None) -> None:
+    def _work(self, action: do.Action, claim: Claim | None) -> None:
         contents = self.contents
         match action:
             case do.TakeSnapshot():
@@ -535,11 +477,13 @@ class Driver:
             case do.Verify():
                 self._report(Verified(contents.verify()))
             case do.Install():
-                self._replaced(contents.install(action.snapshot, state), Installed(action.snapshot.place.lsn))
+                self._replaced(
+                    contents.install(action.snapshot, lambda: self.state), Installed(action.snapshot.place.lsn)
+                )
             case do.Reset():
-                self._replaced(contents.reset(action.fork, action.points, state), WasReset())
+                self._replaced(contents.reset(action.fork, action.points, lambda: self.state), WasReset())
             case do.Return():
-                self._replaced(contents.back(state), Returned())
+                self._replaced(contents.back(lambda: self.state), Returned())
             case _:
                 self._set_aside(action)
 
@@ -564,16 +508,16 @@ class Driver:
         self._queue.put(("", report))
 
     def _replaced(self, engine: Engine, report: Report) -> None:
-        def follow() -> None:
-            self._engine = engine
-            self._attach(engine)
-            self._take(("", report))
-
-        self._queue.put(follow)
+        self._attach(engine)
+        self._report(report)
 
     def _attach(self, engine: Engine) -> None:
-        """Have an engine tell of its syncs, and ask what the log is kept for."""
+        """Have an engine tell of its syncs, and ask what the log is kept for; it is the one that is open from now on.
+
+        In the thread that has replaced the contents: the driver's may wait to write into them.
+        """
         assert engine.committer is not None
+        engine.reads_held, self._engine = self._engine.reads_held, engine
         engine.synchronous = self.member.synchronous
         engine.committer.on_durable = self._on_durable
         engine.slots.standbys = self._standbys

@@ -27,7 +27,7 @@ from ..engine.verify import verify
 from ..errors import Unavailable
 from ..record import Record
 from ..replication.coding import encode_state
-from ..replication.driver import Left, ReplaceFailed
+from ..replication.contents import Left, ReplaceFailed
 from ..replication.durable import Difference, Durable
 from ..replication.log import Place
 from ..replication.messages import Points, Snapshot
@@ -94,16 +94,16 @@ class StoreContents:
 
     # -- brought in --------------------------------------------------------------------------------------------------
 
-    def install(self, snapshot: Snapshot, state: Durable) -> Engine:
+    def install(self, snapshot: Snapshot, state: Callable[[], Durable]) -> Engine:
         """Fetch a snapshot and put it in place of all that is here, with the durable state in it."""
         self._bring(snapshot.claim.store_id, snapshot.content)
         lineage = self._engine().lineage
-        return self._put(lambda path: install(path, encode_state(state), lineage))
+        return self._put(lambda path: install(path, encode_state(state()), lineage))
 
-    def reset(self, fork: Place, points: Points, state: Durable) -> Engine:
+    def reset(self, fork: Place, points: Points, state: Callable[[], Durable]) -> Engine:
         """Drop the log behind a fork, and set the points that it touched."""
         incoming = self._bring(points.claim.store_id, points.content)
-        engine = self._put(lambda path: reset(path, fork.lsn, incoming.points, encode_state(state), fork.chain))
+        engine = self._put(lambda path: reset(path, fork.lsn, incoming.points, encode_state(state()), fork.chain))
         incoming.discard()
         return engine
 
@@ -187,9 +187,9 @@ class StoreContents:
         left = export(self._engine(), fork_lsn, is_complete)
         return Left(tuple(left.ids), left.needs_snapshot)
 
-    def back(self, state: Durable) -> Engine:
+    def back(self, state: Callable[[], Durable]) -> Engine:
         """Put what was kept in place again."""
-        return self._put(lambda path: keep.back(path, encode_state(state)))
+        return self._put(lambda path: keep.back(path, encode_state(state())))
 
     def discard(self) -> None:
         """Keep it no longer."""
