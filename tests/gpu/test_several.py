@@ -130,3 +130,40 @@ def test_what_has_no_room_is_counted(tmp_path: Path) -> None:
         until("the refusal", lambda: database.status()["device_refused"] and devices_of(database).handles[0].is_ready)
         until("its reason", lambda: right(docs, mixture(2, DIM, 2)) and reasons(database).get("refused", 0) > 1)
         assert reasons(database).keys() <= {"refused", "down", "loading"}
+
+
+def test_what_a_segment_leaves_is_there_for_the_next(tmp_path: Path) -> None:
+    """Where the budget holds one collection and not two, the second gets its place once the first is dropped."""
+    need = budget.need("flat", ROWS, DIM)
+    room = need.peak + need.serve // 2
+    with opened(tmp_path / "store", "host", device_memory_bytes_max=room) as database:
+        (device,) = devices_of(database).handles
+        for _ in range(3):
+            docs = filled(database, shards=1)
+            loaded(database)
+            assert right(docs, mixture(3, DIM, 4))
+            assert device.status()["reserved_bytes"] >= need.serve
+            database.drop_collection("docs")
+            until("its memory is back", lambda: device.status()["reserved_bytes"] == 0)
+
+
+def test_rows_of_filters_make_room_for_indexes(tmp_path: Path) -> None:
+    """What lies on a device for filters is a cache: an index that needs the room gets it, and answers stay right."""
+    rows = 3_000
+    first, second = (budget.need("flat", count, DIM) for count in (rows, ROWS))
+    with opened(tmp_path / "store", "host", device_memory_bytes_max=first.serve + second.peak + 4_096) as database:
+        some = database.create_collection("some", DIM, metric="l2", index="flat", fields={"n": "int64"})
+        some.upsert(range(rows), mixture(rows, DIM, 6), [{"n": i} for i in range(rows)])
+        some.optimize()
+        loaded(database)
+        (device,) = devices_of(database).handles
+        before = device.status()["reserved_bytes"]
+        half = {"n": {"$lt": 1_500}}
+        found = some.search_batch(mixture(100, DIM, 7), 5, filter=half, exact=True).ids
+        assert device.status()["reserved_bytes"] == before + 4 * DIM * 1_500
+        docs = filled(database, shards=1)
+        loaded(database)
+        assert device.refused() == {}
+        assert device.status()["reserved_bytes"] == first.serve + second.serve
+        assert right(docs, mixture(3, DIM, 4))
+        assert np.array_equal(some.search_batch(mixture(100, DIM, 7), 5, filter=half, exact=True).ids, found)

@@ -89,7 +89,7 @@ def test_every_message_has_its_turn_and_none_overtakes_a_change(script: list[tup
             if turns:
                 take()
             continue
-        message: Message = Drop(step[1]) if step[0] == "drop" else Forget(step[1])
+        message: Message = Drop(number, step[1]) if step[0] == "drop" else Forget(step[1])
         if step[0] == "ask":
             message = ask(number, step[1], step[3], step[2])
         given_.append(message)

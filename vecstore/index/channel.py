@@ -89,6 +89,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 class Drop(msgspec.Struct, frozen=True, tag=True):
     """Give back a segment's index."""
 
+    id: int
     segment: str
 
 

@@ -212,14 +212,12 @@ class Devices:
             bytes_of = {name: one.order.made.need.serve for name, one in segments.items()}
             sizes |= {name: (handle.name, size) for name, size in bytes_of.items() if held.get(name) is handle}
             if handle.is_ready:
-                rooms.append(Room(handle.name, handle.budget_bytes - sum(bytes_of.values()), handle.has_graphs))
+                rooms.append(Room(handle.name, handle.free_bytes, handle.has_graphs))
         move = levelled(wanted, rooms, sizes, banned)
         if move is not None:
             name, device, choice = move
-            target = next(handle for handle in self._handles if handle.name == device)
-            if choice.need.peak <= target.free_bytes:
-                self._moving[name] = target
-                placement.build[name] = (device, choice)
+            self._moving[name] = next(handle for handle in self._handles if handle.name == device)
+            placement.build[name] = (device, choice)
         return placement
 
     def fallbacks(self) -> dict[str, int]:

@@ -141,10 +141,10 @@ class Device:
 
     @property
     def free_bytes(self) -> int:
-        """What the budget has left once all that was ordered is there."""
+        """What the budget has left for indexes once all that was ordered is there: rows of filters make room."""
         with self._lock:
             ordered = sum(one.order.made.need.serve for one in self._loaded.values())
-        return self.budget_bytes - max(ordered, self._used)
+        return self.budget_bytes - ordered
 
     @property
     def free_arena_bytes(self) -> int:
@@ -265,8 +265,11 @@ class Device:
             run, known = self._run, self._loaded.pop(segment, None)
             self._refused.pop(segment, None)
             self._strikes.pop(segment, None)
-        if run is not None and known is not None:
-            self._say(run, Drop(segment))
+            if run is None or known is None:
+                return
+            # Its answer tells what is reserved from then on.
+            number = self._owe("", lambda _: None)
+        self._say(run, Drop(number, segment))
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -384,7 +387,7 @@ class Device:
         """Send; who is gone is noticed by the supervising thread, which settles what is owed."""
         with contextlib.suppress(OSError):
             run.channel.send(message)
-        if run is not self._run and isinstance(message, Load | Select | Ask):
+        if run is not self._run and isinstance(message, Load | Drop | Select | Ask):
             # Its life ended before the answer was noted: nobody else will settle it.
             with self._lock:
                 owed = self._owed.pop(message.id, None)
@@ -462,7 +465,7 @@ class Device:
                 self.problem = f"the worker did not start: {message.detail}"
                 continue
             with self._lock:
-                self._used = message.used or self._used
+                self._used = message.used
                 owed = self._owed.pop(message.id, None)
             if owed is not None:
                 owed.settle(message)

@@ -115,10 +115,8 @@ def levelled(
 
     Parameters
     ----------
-    wanted, banned
+    wanted, rooms, banned
         As for `place`.
-    rooms
-        With the bytes that indexes alone have left: what searches keep for a while would have segments wander about.
     held
         Device of each segment, and the bytes that its index takes.
     """

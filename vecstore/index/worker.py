@@ -128,7 +128,7 @@ class Worker:
             at += one.count
         self._reply(asks, "", "")
 
-    def _reply(self, messages: list[Ask] | list[Load] | list[Select], problem: str, detail: str) -> None:
+    def _reply(self, messages: list[Ask] | list[Load] | list[Drop] | list[Select], problem: str, detail: str) -> None:
         used = self._backend.ledger.used
         for message in messages:
             self._channel.send(Done(message.id, problem, detail, used))
@@ -138,6 +138,7 @@ class Worker:
             self._begin(message)
         elif isinstance(message, Drop):
             self._drop(message.segment)
+            self._reply([message], "", "")
         elif isinstance(message, Select):
             self._bitmaps[message.number] = self._arena.array("u1", (message.size,), message.at).copy()
             self._reply([message], "", "")
@@ -160,6 +161,9 @@ class Worker:
         """Do one step of the build that was asked for first."""
         load, source, steps = self._building[0]
         try:
+            if self._backend.ledger.free < max(load.need) and load.segment not in self._backend.ledger.reserved:
+                for held in self._held.values():
+                    held.forget_all(self._backend)
             next(steps)
         except StopIteration as end:
             self._building.pop(0)
