@@ -102,7 +102,7 @@ def steps_of(backend: str, out: Path) -> list[Step]:
         Step("ten", [*bench, "--rows", "10000000", "--dim", "96", "--parts", parts], 420),
         Step("sanitizer", pytest_of("sanitizer", "-m", "gpu", "-k", "sanitizer", memory), 240),
         Step("contract", pytest_of("contract", "-m", slow, f"{tests}/test_contract.py"), 480),
-        Step("soak", pytest_of("soak", "-m", slow, "-k", "five_minutes", memory), 420),
+        Step("soak", pytest_of("soak", "-m", slow, f"{tests}/test_soak.py"), 420),
     ]
 
 
