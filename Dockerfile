@@ -4,6 +4,7 @@
 #
 #   docker build --target cpu -t vecstore:cpu .
 #   docker build --target gpu -t vecstore:gpu .
+#   docker build --target gpu --build-arg GPU_EXTRA=gpu-cuvs -t vecstore:gpu .      # CUDA 13 with cuVS: graphs
 #   docker run -v vecstore:/var/lib/vecstore -p 127.0.0.1:7601:7601 vecstore:cpu
 #
 # It runs as user 10001, writes to /var/lib/vecstore alone (and /tmp), and listens on all interfaces; where nobody said who
@@ -24,9 +25,10 @@ RUN --mount=type=cache,target=/var/cache/pip \
     set -- /wheels/*.whl && /opt/vecstore/bin/pip install "$1[cpu,server]"
 
 FROM build AS build-gpu
+ARG GPU_EXTRA=gpu
 # The wheels bring CUDA's own libraries; of the machine only NVIDIA's driver is used. CuPy compiles with NVRTC.
 RUN --mount=type=cache,target=/var/cache/pip \
-    set -- /wheels/*.whl && /opt/vecstore/bin/pip install "$1[gpu,server]"
+    set -- /wheels/*.whl && /opt/vecstore/bin/pip install "$1[$GPU_EXTRA,server]"
 
 FROM python:${PYTHON}-slim-bookworm AS runtime
 RUN groupadd --gid 10001 vecstore \

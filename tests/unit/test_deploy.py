@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,7 +200,9 @@ def test_the_server_on_gpus_stands_in_for_the_other() -> None:
     stage = DOCKERFILE[DOCKERFILE.index("FROM runtime AS gpu") : DOCKERFILE.index("FROM runtime AS cpu")]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in stage  # CUDA, and NVML
     assert re.search(r"CUPY_CACHE_DIR=/tmp/", stage)
-    assert re.search(r"FROM build AS build-gpu\n(.*\n)+?.*\$1\[gpu,server\]", DOCKERFILE)
+    assert re.search(r"FROM build AS build-gpu\nARG GPU_EXTRA=gpu\n(.*\n)+?.*\$1\[\$GPU_EXTRA,server\]", DOCKERFILE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"gpu", *re.findall(r"GPU_EXTRA=([\w-]+) ", DOCKERFILE)} == {"gpu", "gpu-cuvs"} <= set(extras)
     assert "--from=build-gpu" in stage
 
 
