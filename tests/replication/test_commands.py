@@ -99,10 +99,19 @@ def test_a_diverged_primary_rejoins_and_is_replayed(tmp_path: Path) -> None:
         assert (foretold["records"], foretold["is_complete"], foretold["kinds"]) == (1, True, {"upsert": 1})
         rejoined = vecstore_command("rejoin", str(a.folder), "--primary", b.address)
         (export,) = rejoined["exported"]
-        assert vecstore_command("diverged", "list", str(a.folder)) == [export]
+        (listed,) = vecstore_command("diverged", "list", str(a.folder))
+        assert export.items() <= listed.items() and listed["bytes"] > 0
+        assert listed["unreplayed"] == {"points": {"docs": 7}, "records": {}, "differences": 0}
+        (kept,) = vecstore_command("doctor", str(a.folder))["kept"]
+        assert (kept["folder"], kept["bytes"], kept["exports"]) == ("diverged", listed["bytes"], 1)
+        error = vecstore_command("diverged", "drop", str(a.folder), export["name"], code=1)["error"]
+        assert "7 points of docs" in error["message"] and "--accept-loss" in error["hint"]
         shown = vecstore_command("diverged", "show", str(a.folder), export["name"])
         assert [row["id"] for row in shown["collections"]["docs"]] == list(range(1_000, 1_007))
         assert vecstore_command("diverged", "replay", str(a.folder), export["name"], b.address) == {"docs": 7}
+        dropped = vecstore_command("diverged", "drop", str(a.folder), export["name"])
+        assert dropped["lost"] == {"points": {}, "records": {}, "differences": 0}
+        assert vecstore_command("diverged", "list", str(a.folder)) == []
         with b.database() as database:
             assert database.collection("docs").count() == 62
         with a.running("--standby-of", b.address):

@@ -267,8 +267,8 @@ def test_an_incomplete_export_learns_which_ids_differ(seed: int, tmp_path: Path)
         b.collection("ints").upsert([5_004], -np.ones((1, points.dim)))
         b.collection("ints").delete(ids=[5_002, 5_005])
         a.engine.slots.standbys = Standbys
-        for _ in range(3):
-            write_points(a, seed, 1)
+        for number in range(3):
+            points.upsert([6_000 + number], np.ones((1, points.dim)))
             a.checkpoint()
         left = leave(a, fork)
         assert left.needs_snapshot

@@ -40,7 +40,7 @@ _COMMANDS = {
     "slots": ("replicate", "List the places in the log that are held for standbys, or drop one."),
     "rejoin": ("rejoin", "Make a store whose history parted a standby again; what it alone has is exported."),
     "adopt": ("rejoin", "Say what a copied directory is: moved, or a clone."),
-    "diverged": ("rejoin", "List, show or replay what a rejoin has left behind."),
+    "diverged": ("diverged", "List, show, replay or drop what a rejoin has left behind."),
     "drill": ("drill", "Rehearse a failover on a clone of a standby: RPO, RTO, the same answers."),
     "compare": ("compare", "Compare a standby with its primary, point by point, at one LSN."),
     "doctor": ("operate", "Say what is wrong with a store that does not open; whether a standby could take over."),

@@ -36,8 +36,7 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
     print(f"store    {where}, {status['role']}, epoch {status['epoch']}")
     print(f"log      LSN {status['lsn']:,}, durable to {status['durable_lsn']:,}, chain {status['chain']}")
     print(f"lineage  {status['lineage']}, store {status['store_id']}")
-    for found in status.get("kept", ()):
-        print(f"kept     {found['folder']}/, {found['bytes']:,} bytes: {found['why']}")
+    _print_kept(status, "kept     ")
     archive = status.get("archive")
     if archive:
         behind = f"{archive['lag_records']:,} records, {duration(archive['lag_s'])} behind"
@@ -59,6 +58,13 @@ def _print_status(out: Output, where: str, status: dict[str, Any]) -> None:
         for name, one in sorted(collections.items())
     ]
     out.table(["collection", "points", "dim", "metric", "index", "digest"], rows)
+
+
+def _print_kept(report: dict[str, Any], head: str) -> None:
+    """Print what the folder of a store holds beside it, and what that costs."""
+    for found in report.get("kept", ()):
+        counted = f" of {found['exports']:,} exports" if "exports" in found else ""
+        print(f"{head}{found['folder']}/, {found['bytes']:,} bytes{counted}: {found['why']}")
 
 
 @click.command("verify")
@@ -168,6 +174,7 @@ def _print_checks(out: Output, where: str, report: dict[str, Any]) -> None:
         at = primary["address"] or primary["store_id"] or "nowhere that is known"
         heard = "it never said what it has" if primary["age_s"] is None else f"heard {duration(primary['age_s'])} ago"
         print(f"the primary is at {at}, {heard}")
+    _print_kept(report, "kept beside the store: ")
     print(
         f"{where}, {report['role']} at LSN {report['lsn']:,}: {_VERDICTS[report['role'] == 'standby', report['state']]}"
     )
@@ -197,6 +204,7 @@ def _print_diagnosis(where: str, report: dict[str, Any]) -> None:
             print(f"  {name.replace('_', ' ')}: {value}")
     for finding in report["findings"]:
         print(f"found, and mended by the next open: {finding}")
+    _print_kept(report, "kept beside the store: ")
     print(f"devices: {report['devices']}")
 
 

@@ -1,4 +1,4 @@
-"""The commands of failback: `rejoin`, `adopt`, `diverged`. They work on the directory of a store that nobody serves.
+"""The commands of failback: `rejoin`, `adopt`. They work on the directory of a store that nobody serves.
 
 The store takes part in the replication meanwhile, in this process, and is served to nobody. Each phase is durable: a
 command that was cut off goes on when it is given again, or when the store is served.
@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from ..errors import InvalidArgument, NotFound, Unavailable
+from .diverged import summed
 from .member import taking_part
 from .output import Output, duration, reporting
 from .where import missing, open_for_writing, operating, reaching, store_directory
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..replication.foretell import Foretold
     from ..server.replication import Replication
 
-__all__ = ["adopt_command", "diverged_command", "rejoin_command"]
+__all__ = ["adopt_command", "rejoin_command"]
 
 POLL_S = 0.1
 STOPPED_S = 15.0
@@ -95,7 +96,7 @@ def _rejoin(out: Output, path: str, primary: str, file: str | None, timeout_s: f
 
     def show() -> None:
         for summary in left:
-            print(f"left behind: {_summed(summary)}, in {os.path.join(path, 'diverged', summary.name)}")
+            print(f"left behind: {summed(summary)}, in {os.path.join(path, 'diverged', summary.name)}")
         if not left:
             print("nothing was left behind")
         print(f"{path} follows {primary} at LSN {found['lsn']:,}, epoch {found['epoch']}")
@@ -221,97 +222,3 @@ def adopt_command(out: Output, *, directory: str, moved: bool, clone: bool, file
         status = database.status()
     result = {name: status[name] for name in ("store_id", "lineage", "role", "epoch", "lsn")}
     out.result({**result, "text": text}, f"{path}: {text}: store {status['store_id']}, lineage {status['lineage']}")
-
-
-@click.group("diverged")
-def diverged_command() -> None:
-    """List, show or replay what a rejoin has left behind."""
-
-
-@diverged_command.command("list")
-@click.argument("directory", metavar="DIR")
-@reporting
-def list_command(out: Output, *, directory: str) -> None:
-    """List the exports in the directory DIR of a store; it may be served meanwhile."""
-    from ..engine.contents.diverged import exports
-
-    found = exports(store_directory(directory))
-
-    def show() -> None:
-        if not found:
-            print("nothing was left behind")
-            return
-        rows = [
-            [one.name, one.fork_lsn, one.tip_lsn, one.records, "whole" if one.is_complete else "INCOMPLETE"]
-            for one in found
-        ]
-        out.table(["export", "behind LSN", "to LSN", "records", ""], rows)
-
-    out.result([msgspec.to_builtins(one) for one in found], show)
-
-
-@diverged_command.command("show")
-@click.argument("directory", metavar="DIR")
-@click.argument("name")
-@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows of each collection.")
-@reporting
-def show_command(out: Output, *, directory: str, name: str, limit: int) -> None:
-    """Show what the export NAME holds: points of each collection, and records that are about more than points."""
-    from itertools import islice
-
-    from ..engine.contents.diverged import read_export, rows
-
-    path = store_directory(directory)
-    summary, others = read_export(path, name)
-    shown = {left.name: list(islice(rows(path, name, left.number), limit)) for left in summary.collections}
-    result = {
-        "summary": msgspec.to_builtins(summary),
-        "records": others,
-        "collections": {
-            each: [{**row, "commit_time": str(row["commit_time"])} for row in some] for each, some in shown.items()
-        },
-    }
-
-    def show() -> None:
-        print(f"{summary.name}: {_summed(summary)}")
-        for other in others:
-            print(f"record {other}")
-        for each, some in shown.items():
-            table = [[row["lsn"], row["operation"], row["id"], row["payload"] or ""] for row in some]
-            out.table(["LSN", "operation", "id", "payload"], table, title=each)
-
-    out.result(result, show)
-
-
-@diverged_command.command("replay")
-@click.argument("directory", metavar="DIR")
-@click.argument("name")
-@click.argument("where")
-@click.option("--collection", "collections", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
-@reporting
-@reaching
-def replay_command(out: Output, *, directory: str, name: str, where: str, collections: tuple[str, ...]) -> None:
-    """Write what the export NAME in DIR holds into the store WHERE, over what is there.
-
-    Records are written again in their order, each once, whatever has been written to those points since: look at them
-    first (`vecstore diverged show`).
-    """
-    from ..engine.contents.diverged import replay
-
-    path = store_directory(directory)
-    with open_for_writing(where) as database:
-        done = replay(path, name, database, set(collections) or None)
-
-    def show() -> None:
-        for each, count in done.items():
-            print(f"{count:,} points of {each} were written or deleted")
-        if not done:
-            print("nothing to replay")
-
-    out.result(done, show)
-
-
-def _summed(summary: Any) -> str:
-    points = sum(left.upserts + left.deletes for left in summary.collections)
-    whole = "" if summary.is_complete else ", INCOMPLETE: the log was cut"
-    return f"{summary.records:,} records behind LSN {summary.fork_lsn:,}, {points:,} points{whole}"

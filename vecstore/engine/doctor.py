@@ -19,6 +19,7 @@ from ..storage.catalog import Epoch
 from ..storage.directory import StoreDirectory
 from ..storage.fold import Fold
 from ..storage.witness import Witness, WitnessMark
+from .kept import kept
 from .recovery import LogReader, open_storage, recover
 
 __all__ = ["accept_loss", "diagnose"]
@@ -30,9 +31,14 @@ def diagnose(path: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``ok``, ``problem`` and ``hint`` (empty where all is well), ``findings`` (what an open would mend), ``details``.
+        ``ok``, ``problem`` and ``hint`` (empty where all is well), ``findings`` (what an open would mend), ``details``,
+        ``kept`` (what the folder holds beside the store: see `kept.kept`).
     """
     directory = StoreDirectory.open(path, create=False, read_only=True)
+    return {**_diagnose(directory), "kept": kept(directory.path)}
+
+
+def _diagnose(directory: StoreDirectory) -> dict[str, Any]:
     config = Config.load({})
     try:
         store, findings = open_storage(directory, config, read_only=True)

@@ -44,8 +44,8 @@ _WHY = {
     "prepared": "other contents are being prepared; goes at the next open at the latest",
     "replaced": "other contents were put in its place; goes at the next open at the latest",
     "quarantine": "a damaged write-ahead log was found; goes once the log has reached its witness",
-    DIVERGED: "acknowledged records that are in no other history; `vecstore diverged list` shows them, and nobody "
-    "removes them but you",
+    DIVERGED: "acknowledged records that are in no other history; `vecstore diverged list` shows them, and only "
+    "`vecstore diverged drop` removes them",
 }
 
 
@@ -74,13 +74,24 @@ def clear(path: str, part: Part | None) -> None:
 def kept(path: str) -> list[dict[str, Any]]:
     """Return what is kept beside the store in its folder: ``folder``, ``bytes`` and ``why`` of each.
 
-    Bytes are those that removing it would free: a link to a file that the store has anyway costs nothing.
+    Bytes are those that removing it would free: a link to a file that the store has anyway costs nothing. Of what
+    rejoins left behind it is said how many ``exports`` there are.
     """
     found = [name for name in _WHY if _has_any(os.path.join(path, name))]
     if not found:
         return []
     own = {place for part in ("rocks", "index") for place, _ in _files(os.path.join(path, part))}
-    return [{"folder": name, "bytes": _bytes(os.path.join(path, name), own), "why": _WHY[name]} for name in found]
+    return [
+        {"folder": name, "bytes": _bytes(os.path.join(path, name), own), "why": _WHY[name], **_counted(path, name)}
+        for name in found
+    ]
+
+
+def _counted(path: str, name: str) -> dict[str, int]:
+    if name != DIVERGED:
+        return {}
+    with os.scandir(os.path.join(path, name)) as entries:
+        return {"exports": sum(entry.is_dir() and not entry.name.startswith(DRAFT) for entry in entries)}
 
 
 def _has_any(folder: str) -> bool:

@@ -27,6 +27,7 @@ from .. import __version__
 from ..clock import SystemClock
 from ..config import memory_limit_bytes
 from ..engine.engine import Engine, disk_free_bytes
+from ..engine.kept import kept
 from ..errors import InvalidArgument
 from ..replication.facts import Archive, Certificate, Device, Facts, Here, Known
 from ..replication.readiness import is_ready, judge, worst
@@ -216,6 +217,7 @@ class Readiness:
             "ready": is_ready(checks),
             "state": worst(checks),
             "checks": [msgspec.to_builtins(check) for check in checks],
+            "kept": kept(self._engine.directory.path),
             "facts": msgspec.to_builtins(self._mine),
             "primary": None
             if is_primary

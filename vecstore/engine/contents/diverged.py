@@ -7,16 +7,19 @@
     records.jsonl    the records that are not about points: kind, collection, body
     differences.jsonl
                      where the log had been cut, once a snapshot came: the ids that differ, see `differences`
+    replayed.jsonl   one line for each replay that came to its end: see `Replay`
 
 Columns: ``lsn``, ``commit_time`` (UTC; null where it is not known), ``source`` (``log``, or ``points`` where the log
 was cut and this is what the point was at last), ``operation`` (``upsert`` or ``delete``), ``id``, ``vector``,
-``payload`` (JSON). What is in such a folder is written once, whole, and never changed: see `export`. Here it is read,
-and replayed into a database through the public interface.
+``payload`` (JSON). What is in such a folder is written once, whole, and never changed, but for ``replayed.jsonl``, to
+which lines are added: see `export`. Here it is read, and replayed into a database through the public interface; an end
+of it is made in `drop`.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,15 +28,29 @@ import xxhash
 
 from ... import request
 from ...api import Collection, Database
-from ...errors import Damaged, NotFound
+from ...errors import Damaged, NotFound, PermissionDenied
 from ...storage.catalog import Definition
+from ...storage.swap import sync_folder
 from ..kept import DIVERGED
 
-__all__ = ["DIVERGED", "LeftBehind", "Summary", "differing", "exports", "read_export", "replay", "rows"]
+__all__ = [
+    "DIVERGED",
+    "LeftBehind",
+    "Replay",
+    "Summary",
+    "differing",
+    "exports",
+    "folder_of",
+    "read_export",
+    "replay",
+    "replays",
+    "rows",
+]
 
 SUMMARY = "summary.json"
 RECORDS = "records.jsonl"
 DIFFERENCES = "differences.jsonl"
+REPLAYED = "replayed.jsonl"
 _ROWS = 2_000
 _LIVE_POINTS = 500
 
@@ -90,6 +107,25 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     collections: list[LeftBehind]
 
 
+class Replay(msgspec.Struct, frozen=True, kw_only=True):
+    """A replay that came to its end: everything of these collections is durable where it was written.
+
+    Attributes
+    ----------
+    time
+        When it ended, UTC.
+    lineage, store_id
+        Of the store that it was written to; empty where the caller was not allowed to ask.
+    collections
+        Numbers of those that were replayed, all of their rows.
+    """
+
+    time: str
+    lineage: str
+    store_id: str
+    collections: list[int]
+
+
 def exports(path: str) -> list[Summary]:
     """Return what was left behind in a store's directory, oldest first. The store may be open."""
     folder = os.path.join(os.path.abspath(path), DIVERGED)
@@ -105,7 +141,7 @@ def read_export(path: str, name: str) -> tuple[Summary, list[dict[str, Any]]]:
     NotFound
         There is none of that name.
     """
-    folder = _folder(path, name)
+    folder = folder_of(path, name)
     with open(os.path.join(folder, RECORDS), "rb") as file:
         return _summary(folder), [msgspec.json.decode(line) for line in file]
 
@@ -114,7 +150,7 @@ def rows(path: str, name: str, number: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of one collection of an export, in the log's order; it is read in pieces."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(os.path.join(_folder(path, name), f"{number}.parquet"), pre_buffer=False) as file:
+    with pq.ParquetFile(os.path.join(folder_of(path, name), f"{number}.parquet"), pre_buffer=False) as file:
         for batch in file.iter_batches(_ROWS, use_threads=False):
             yield from batch.to_pylist()
 
@@ -125,7 +161,7 @@ def differing(path: str, name: str) -> Iterator[dict[str, Any]]:
     Of each: collection, id, and the LSN of the record that wrote it, ``here`` and ``there``; None for none. What was
     written there at or before the fork and is missing here was deleted behind the fork.
     """
-    file = os.path.join(_folder(path, name), DIFFERENCES)
+    file = os.path.join(folder_of(path, name), DIFFERENCES)
     if os.path.exists(file):
         with open(file, "rb") as lines:
             yield from map(msgspec.json.decode, lines)
@@ -149,7 +185,7 @@ def replay(path: str, name: str, database: Database, collections: set[str] | Non
     """
     summary, _ = read_export(path, name)
     wanted = [left for left in summary.collections if _is_wanted(left, collections)]
-    there = set(database.collections())
+    there, where = set(database.collections()), _identity(database)
     for left in wanted:
         if left.name not in there and not (left.was_created and left.definition is not None):
             raise NotFound(
@@ -161,7 +197,42 @@ def replay(path: str, name: str, database: Database, collections: set[str] | Non
     for left in wanted:
         collection = _collection(database, left)
         done[left.name] = sum(_call(collection, summary, left, key, some) for key, some in _records(path, name, left))
+    if wanted:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        numbers = [left.number for left in wanted]
+        _note(path, name, Replay(time=moment, lineage=where[0], store_id=where[1], collections=numbers))
     return done
+
+
+def replays(path: str, name: str) -> list[Replay]:
+    """Return the replays of an export that came to their end. A line that is not whole counts for nothing."""
+    file, found = os.path.join(folder_of(path, name), REPLAYED), []
+    if os.path.exists(file):
+        with open(file, "rb") as lines:
+            for line in lines:
+                try:
+                    found.append(msgspec.json.decode(line, type=Replay))
+                except msgspec.MsgspecError:
+                    continue
+    return found
+
+
+def _identity(database: Database) -> tuple[str, str]:
+    try:
+        status = database.status()
+    except PermissionDenied:
+        return "", ""
+    return status["lineage"], status["store_id"]
+
+
+def _note(path: str, name: str, done: Replay) -> None:
+    """Add a line to what is known of replays; it begins a line of its own also behind one that a crash cut off."""
+    folder = folder_of(path, name)
+    with open(os.path.join(folder, REPLAYED), "ab") as file:
+        file.write((b"\n" if file.tell() else b"") + msgspec.json.encode(done) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
 
 
 def _is_wanted(left: LeftBehind, collections: set[str] | None) -> bool:
@@ -207,7 +278,14 @@ def _call(collection: Collection, summary: Summary, left: LeftBehind, key: str, 
     return len(some)
 
 
-def _folder(path: str, name: str) -> str:
+def folder_of(path: str, name: str) -> str:
+    """Return where an export is.
+
+    Raises
+    ------
+    NotFound
+        There is none of that name.
+    """
     folder = os.path.join(os.path.abspath(path), DIVERGED, name)
     if not name or os.path.basename(name) != name or name.startswith(".") or not os.path.isdir(folder):
         raise NotFound(

@@ -23,6 +23,7 @@ from ..engine import Engine
 from ..kept import DIVERGED, DRAFT
 from ..recovery import LogReader
 from .diverged import RECORDS, SUMMARY, LeftBehind, Summary, exports
+from .drop import standing
 from .touched import Touched
 
 __all__ = ["Left", "export"]
@@ -67,29 +68,8 @@ def export(engine: Engine, fork_lsn: int, is_complete: bool) -> Left:
     root = os.path.join(path, DIVERGED)
     os.makedirs(root, exist_ok=True)
     sync_folder(path)
-    for name in os.listdir(root):
-        if name.startswith(DRAFT):
-            shutil.rmtree(os.path.join(root, name))
-    work = _Export(engine, fork_lsn, tip, is_complete)
-    same = [found for found in exports(path) if work.is_of(found)]
-    if same:
-        work.run(None)
-        return work.left(same[0].name)
-    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(engine.clock.wall_us() / 1e6))
-    name = f"{moment}-{fork_lsn}"
-    number = 1
-    while os.path.exists(os.path.join(root, name)):
-        number += 1
-        name = f"{moment}-{fork_lsn}-{number}"
-    draft = os.path.join(root, DRAFT + name)
-    os.mkdir(draft)
-    work.run(draft)
-    with open(os.path.join(draft, SUMMARY), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(work.summary(name)), indent=1) + b"\n")
-    sync_tree(draft)
-    os.rename(draft, os.path.join(root, name))
-    sync_folder(root)
-    return work.left(name)
+    with standing(root):
+        return _Export(engine, fork_lsn, tip, is_complete).into(root)
 
 
 class _Export:
@@ -103,6 +83,31 @@ class _Export:
         self._definitions = {n: state.definition for n, state in engine.state.fold.collections.items()}
         self._tables: dict[int, _Table] = {}
         self._records = self._others = 0
+
+    def into(self, root: str) -> Left:
+        """Write it into a folder of its own, unless it is there."""
+        for name in os.listdir(root):
+            if name.startswith(DRAFT):
+                shutil.rmtree(os.path.join(root, name))
+        same = [found for found in exports(self._engine.directory.path) if self.is_of(found)]
+        if same:
+            self.run(None)
+            return self.left(same[0].name)
+        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._engine.clock.wall_us() / 1e6))
+        name = f"{moment}-{self._fork_lsn}"
+        number = 1
+        while os.path.exists(os.path.join(root, name)):
+            number += 1
+            name = f"{moment}-{self._fork_lsn}-{number}"
+        draft = os.path.join(root, DRAFT + name)
+        os.mkdir(draft)
+        self.run(draft)
+        with open(os.path.join(draft, SUMMARY), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self.summary(name)), indent=1) + b"\n")
+        sync_tree(draft)
+        os.rename(draft, os.path.join(root, name))
+        sync_folder(root)
+        return self.left(name)
 
     def is_of(self, summary: Summary) -> bool:
         """Return whether an export that is there is this one."""
