@@ -14,6 +14,7 @@ from vecstore import (
     InvalidArgument,
     NotPrimary,
     Overloaded,
+    Unauthenticated,
     Unavailable,
     VecstoreError,
     Written,
@@ -407,3 +408,14 @@ def test_a_call_that_got_on_has_its_time_anew() -> None:
     call.renew(60.0)
     failed(call, step, Overloaded("busy", retry_after_s=3.0), 50.0)
     assert call.step(50.0) == Step(0, False, 3.0, 7.0, True)
+
+
+def test_a_stream_that_is_ended_from_outside_leaves_what_was_sent_unknown() -> None:
+    """A status without the server's own words says nothing of records that no answer came to, whatever its code."""
+    for is_under_way, outcome in ((True, "unknown"), (False, "refused")):
+        known = session("primary")
+        call = known.write(10.0, ID)
+        step = call.step(0.0)
+        with pytest.raises(Unauthenticated) as ended:
+            call.failed(step, Unauthenticated("gone"), from_server=False, now_s=0.0, is_under_way=is_under_way)
+        assert ended.value.outcome == outcome

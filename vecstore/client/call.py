@@ -398,13 +398,17 @@ class Call:
 
     # -- what came of it ---------------------------------------------------------------------------------------------
 
-    def failed(self, step: Step, error: VecstoreError, *, from_server: bool, now_s: float) -> None:
+    def failed(
+        self, step: Step, error: VecstoreError, *, from_server: bool, now_s: float, is_under_way: bool = False
+    ) -> None:
         """Take in the error of a step; return if there is more to be tried.
 
         Parameters
         ----------
         from_server
             Whether the server itself said so; else gRPC did, and the call may or may not have reached it.
+        is_under_way
+            Whether writes were sent that no answer came to: then only the server's own words say what became of them.
 
         Raises
         ------
@@ -413,7 +417,7 @@ class Call:
         """
         peer = self._session.peers[step.endpoint]
         is_refused = from_server and error.outcome == "refused"
-        if not step.describe and not is_refused and (from_server or isinstance(error, _AMBIGUOUS)):
+        if not step.describe and not is_refused and (from_server or is_under_way or isinstance(error, _AMBIGUOUS)):
             self._ambiguous = True
         if isinstance(error, DeadlineExceeded) and not from_server:
             peer.silent_s = now_s

@@ -63,8 +63,8 @@ class Lifetime:
         """Take in what a server said of itself just now."""
         self.session.described(step.endpoint, reply.role, reply.now_us, reply.lineage, time.monotonic())
 
-    def failed(self, call: Call, step: Step, exc: grpc.RpcError) -> VecstoreError | None:
-        """Return what the caller gets of a failed step; None where there is more to be tried."""
+    def failed(self, call: Call, step: Step, exc: grpc.RpcError, *, is_under_way: bool = False) -> VecstoreError | None:
+        """Return what the caller gets of a failed step; None where there is more to be tried: see `Call.failed`."""
         error = error_from(exc)
         if _HANDSHAKE_FAILED in str(exc.details()):
             # A certificate does not become right by waiting.
@@ -74,7 +74,8 @@ class Lifetime:
             error = call.cut(self.closed(), is_sent=not step.describe)
         else:
             try:
-                call.failed(step, error, from_server=is_from_server(exc), now_s=time.monotonic())
+                now_s = time.monotonic()
+                call.failed(step, error, from_server=is_from_server(exc), now_s=now_s, is_under_way=is_under_way)
             except VecstoreError as final:
                 error = final
             else:

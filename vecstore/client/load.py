@@ -65,6 +65,11 @@ class Window:
         """Whether there is nothing left to send, and all is acknowledged."""
         return self.is_exhausted and not self._sent
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether some record was sent and is not acknowledged."""
+        return len(self._sent) > len(self._again)
+
     def next(self) -> pb.UpsertRequest | None:
         """Return the next record to send; None where there is none."""
         if self._again:

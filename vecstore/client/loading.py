@@ -85,7 +85,7 @@ def load(
         except grpc.RpcError as exc:
             if window.committed > committed:
                 call.renew(by_s())
-            error = connection.failed(call, step, exc)
+            error = connection.failed(call, step, exc, is_under_way=window.is_under_way)
             if error is not None:
                 raise window.failed(error)  # noqa: B904 - its cause is set
 

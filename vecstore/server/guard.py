@@ -40,6 +40,7 @@ from .admission import Bucket, Kind
 from .auth import Authenticator, names_in
 from .caller import ANYONE, Caller, enter
 from .pool import TICKET, Observer, Pool, Ticket
+from .watch import Watch
 
 __all__ = ["Guard", "Served", "Spans", "points_in"]
 
@@ -122,7 +123,10 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         self._log = log.logger("audit")
         self._lines = Bucket(AUDIT_LINES_PER_S, AUDIT_LINES_BURST, pool.now_s())
         self._left_out = 0
+        self._watch = Watch(pool, self.check_again)
         pool.identify = self.look
+        if self._authenticator is not None:
+            pool.watch = self._watch.look
 
     def serve(self, served: Served) -> None:
         """Ask a service which collections a request touches, from now on."""
@@ -148,6 +152,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         else:
             for key, value in metadata:
                 if key == _AUTHORIZATION:
+                    ticket.shown = value
                     try:
                         who = ticket.who = authenticator.by_token(value)
                         ticket.caller = who.name
@@ -182,6 +187,37 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         if ticket.error is not None:
             self._audit("denied", ticket, reason=str(ticket.error))
 
+    def check_again(self, ticket: Ticket) -> None:
+        """Check that the caller of an open call still may what it does; what comes on it is judged by its grants now.
+
+        Raises
+        ------
+        Unauthenticated
+            It is not known any more, or what it showed has expired.
+        PermissionDenied
+            It has no such grant any more.
+        """
+        authenticator, entry, shown = self._authenticator, ticket.more, ticket.shown
+        if authenticator is None or shown is None or not isinstance(entry, _Entry):
+            return
+        try:
+            who = authenticator.by_token(shown) if isinstance(shown, str) else authenticator.by_certificate(shown)
+            ticket.was = ticket.was or ticket.who
+            ticket.who = who
+            self._check_grants(entry, who, ticket.asked)
+        except (Unauthenticated, PermissionDenied) as error:
+            self._audit("ended", ticket, reason=str(error))
+            raise
+
+    def _check_grants(self, entry: _Entry, who: Caller, asked: Any) -> None:
+        method, role = entry.method, entry.role
+        if role == "none" or who.may(role):
+            return
+        names = self._served.collections_of(method, asked) if method and asked is not None and self._served else []
+        is_held = all(who.may(role, name) for name in names) if names else who.holds(role)
+        if not is_held or (method is not None and _is_of_the_store(method)):
+            raise PermissionDenied(f"{who.name!r} has no grant of the role {role} any more for what this call does")
+
     @staticmethod
     def _by_certificate(authenticator: Authenticator, ticket: Ticket) -> Caller:
         if not authenticator.asks_certificates:
@@ -192,7 +228,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         # What an interceptor is handed knows nothing of the connection; the call's event does.
         from grpc._cython import cygrpc
 
-        return authenticator.by_certificate(names_in(cygrpc.auth_context(ticket.event.call)))
+        ticket.shown = tuple(names_in(cygrpc.auth_context(ticket.event.call)))
+        return authenticator.by_certificate(ticket.shown)
 
     def _find(self, continuation: Callable[[Any], Any], details: Any) -> tuple[_Entry, Any] | None:
         handler = continuation(details)
@@ -222,7 +259,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         forms = {"response_serializer": handler.response_serializer}
         one_in, one_out = not handler.request_streaming, not handler.response_streaming
         if one_in and one_out:
-            return grpc.unary_unary_rpc_method_handler(self._unary(entry), **forms)
+            call = self._unary(entry)
+            lasts = entry.kind.lane == "long"
+            return grpc.unary_unary_rpc_method_handler(self._watched(call) if lasts else call, **forms)
         if one_in:
             return grpc.unary_stream_rpc_method_handler(self._stream(entry, self._message), **forms)
         if one_out:
@@ -259,6 +298,18 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
 
         return call
 
+    def _watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(data: bytes, context: grpc.ServicerContext) -> Any:
+            ticket = TICKET.get()
+            assert ticket is not None
+            self._watch.begin(ticket)
+            try:
+                return call(data, context)
+            finally:
+                self._watch.end(ticket)
+
+        return watched
+
     def _stream(
         self, entry: _Entry, read: Callable[[_Entry, Ticket, Any], Any]
     ) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
@@ -272,6 +323,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             if not context.add_callback(ticket.ended.set):
                 return
             code: Any = grpc.StatusCode.CANCELLED
+            self._watch.begin(ticket)
             try:
                 for reply in self._replies(entry, ticket, read(entry, ticket, data), context):
                     ticket.replies += 1
@@ -290,6 +342,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 code = None
                 self._fail(entry, ticket, context, error)
             finally:
+                self._watch.end(ticket)
                 # Where the client went away, this generator is closed at its `yield`.
                 if code is not None:
                     self._observe(ticket, code)
@@ -313,10 +366,13 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             enter(ticket.who)
             ticket.ended = threading.Event()
             context.add_callback(ticket.ended.set)
+            self._watch.begin(ticket)
             try:
                 reply = entry.inner(self._messages(entry, ticket, data), context)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is worded here
                 self._fail(entry, ticket, context, error)
+            finally:
+                self._watch.end(ticket)
             self._observe(ticket, context.code() or _OK)
             return reply
 
@@ -345,6 +401,8 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         request = entry.parse(data)
         who = ticket.who
         assert who is not None
+        if entry.kind.lane == "long" and self._authenticator is not None:
+            self._note_asked(entry, ticket, request)
         if entry.method is not None and entry.role != "none" and not who.may(entry.role):
             self._authorise(entry, ticket, request)
         elif entry.is_audited and entry.method is not None and self._served is not None:
@@ -354,6 +412,17 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             if entry.kind.lane == "long":
                 self._pool.pause(debt_s, ticket)
         return request
+
+    @staticmethod
+    def _note_asked(entry: _Entry, ticket: Ticket, request: Any) -> None:
+        """Remember what a call that lasts is about; not what a record of a load holds."""
+        method = entry.method
+        if method is None or not isinstance(request, method.request):
+            return
+        if not method.streams_in:
+            ticket.asked = request
+        elif ticket.asked is None or ticket.asked.collection != request.collection:  # type: ignore[attr-defined]
+            ticket.asked = method.request(collection=request.collection)  # type: ignore[attr-defined]
 
     def _is_free(self, entry: _Entry) -> bool:
         """Tell whether nothing is asked of a message of a method but that it can be read."""
@@ -365,13 +434,16 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         method, who = entry.method, ticket.who
         assert method is not None and who is not None and self._served is not None
         names = self._served.collections_of(method, request)
-        if not names and (method.name in _OF_THE_STORE or method.service == REPLICATION):
+        if not names and _is_of_the_store(method):
             raise PermissionDenied(f"{who.name!r} has no grant of the role {method.role} on the whole store")
         ticket.touches = names
         for i, name in enumerate(names):
             # The name of what is to be made, or to be named so, may be said; whether it is taken may not.
             is_new = method.name == _CREATE or i > 0
             if not is_new and not who.sees(name):
+                if ticket.was is not None and ticket.was.sees(name):
+                    # The service goes by what it was let in as.
+                    raise PermissionDenied(f"{who.name!r} has no grant on collection {name!r} any more")
                 self._audit("denied", ticket, reason="the caller does not see the collection")
                 ticket.is_denied = True
                 return
@@ -447,6 +519,10 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         if ticket.touches:
             fields["collections"] = ticket.touches
         self._log.warning(event, caller=ticket.caller, method=ticket.method, peer=peer, **fields)
+
+
+def _is_of_the_store(method: Method) -> bool:
+    return method.name in _OF_THE_STORE or method.service == REPLICATION
 
 
 def points_in(message: Any) -> int:

@@ -11,8 +11,9 @@ headers and nothing else) gives it back after a moment and keeps only a thread, 
 `receive_s_max` it is cancelled, or sooner if too many do the same. A stream whose client stands still is cancelled
 after `stream_idle_s_max`.
 
-What is used of gRPC beyond its documented interface is in `submit` and `_answer`: that what is submitted is
-``context.run, respond, event, state, behaviour, receive, ...``; a test holds this against what is installed.
+What is used of gRPC beyond its documented interface is in `submit`, `_answer` and `end`: that what is submitted is
+``context.run, respond, event, state, behaviour, receive, ...``, and that an event's call is cancelled with a status;
+tests hold this against what is installed.
 """
 
 from __future__ import annotations
@@ -91,10 +92,17 @@ class Ticket(Call):
         Names of the collections that it is about, as far as they were looked up.
     is_denied
         Whether it is about one that its caller does not see.
+    was
+        As whom it was let in, once its caller was looked at again; None before.
+    shown
+        What its caller is known by: an `authorization` header, or the names of a certificate; None where nobody asks.
+    asked
+        Of a call that lasts: what it was last seen to be about, as a message of its method; None before.
     """
 
     __slots__ = (
         "aside",
+        "asked",
         "ended",
         "entered_s",
         "error",
@@ -105,8 +113,10 @@ class Ticket(Call):
         "out_since_s",
         "replies",
         "requests",
+        "shown",
         "touches",
         "trace",
+        "was",
         "who",
     )
 
@@ -125,6 +135,9 @@ class Ticket(Call):
         self.trace: Any = None
         self.touches: list[str] = []
         self.is_denied = False
+        self.shown: str | tuple[str, ...] | None = None
+        self.asked: Any = None
+        self.was: Caller | None = None
 
 
 TICKET: ContextVar[Ticket | None] = ContextVar("vecstore_ticket", default=None)
@@ -174,6 +187,8 @@ class Pool:
         self._clock = clock
         self.now_s = clock.monotonic_s
         self.identify = identify
+        self.watch: Callable[[float], None] | None = None
+        """Called a few times a second with the time; must not raise."""
         self._observer = observer
         self._lock = threading.Lock()
         self._ready: SimpleQueue[Ticket | None] = SimpleQueue()
@@ -268,6 +283,16 @@ class Pool:
                     ticket.aside = False
         ticket.in_since_s = inf
         ticket.entered_s = self.now_s()
+
+    def end(self, ticket: Ticket, error: VecstoreError) -> None:
+        """End a call that is being worked on, whatever it waits for; its client gets the error without its details."""
+        event = ticket.event
+        if event is None:
+            return
+        code, text, _ = trailers(error)
+        # It may have ended in this moment.
+        with contextlib.suppress(Exception):
+            event.call.cancel(code.value[0], text)
 
     def charge(self, ticket: Ticket, points: int) -> float:
         """Charge points to a call's caller; return after how many seconds it is out of debt from before."""
@@ -390,6 +415,8 @@ class Pool:
         while not self._closed.wait(TICK_S):
             if self._receiving or self._aside or self._streams:
                 self._look(self.now_s())
+            if self.watch is not None:
+                self.watch(self.now_s())
 
     def _look(self, now_s: float) -> None:
         for ticket in list(self._receiving):
