@@ -109,6 +109,8 @@ class Proxy:
         HOST:PORT of the server; empty: nobody is there until `aim`.
     seed
         Of what is left to chance.
+    host
+        Address of this machine that servers are called from.
 
     Attributes
     ----------
@@ -116,7 +118,8 @@ class Proxy:
         The ways of what clients, servers send.
     """
 
-    def __init__(self, address: str = "", seed: int = 0) -> None:
+    def __init__(self, address: str = "", seed: int = 0, *, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._target: tuple[str, int] | None = None
         self.requests, self.replies = Way(seed), Way(seed + 1)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -172,7 +175,11 @@ class Proxy:
             except OSError:
                 return
             try:
-                server = socket.create_connection(self._target) if self._target is not None else None
+                server = (
+                    socket.create_connection(self._target, source_address=(self._host, 0))
+                    if self._target is not None
+                    else None
+                )
             except OSError:
                 server = None
             if server is None:
@@ -237,7 +244,7 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxied(address: str) -> Iterator[Proxy]:
-    """Stand before a server."""
-    with Proxy(address) as proxy:
+def proxied(address: str, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    """Stand before a server, and call it from an address of this machine's."""
+    with Proxy(address, host=host) as proxy:
         yield proxy

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["ANYONE", "ROLES", "Caller", "Grant", "current", "enter", "use"]
+__all__ = ["ANYONE", "ROLES", "Caller", "Grant", "current", "enter", "host_of", "use"]
 
 Role = Literal["read", "write", "admin", "replicate"]
 
@@ -94,6 +94,14 @@ class Caller:
 
 ANYONE = Caller("anyone", (Grant("admin"), Grant("replicate")))
 """The caller of a server that asks nobody who it is, and of work that has no caller."""
+
+
+def host_of(peer: str) -> str:
+    """Return the host of what gRPC calls a peer, as in ipv4:10.0.0.7:4711; "" where it has none."""
+    kind, _, rest = peer.partition(":")
+    host = rest.replace("%5B", "[").replace("%5D", "]").rpartition(":")[0]
+    return host if kind in ("ipv4", "ipv6") else ""
+
 
 _current: ContextVar[Caller] = ContextVar("vecstore_caller", default=ANYONE)
 

@@ -28,6 +28,7 @@ from ..replication.messages import Message
 from ..wire.status import error_from
 from ..wire.v1 import replication_pb2 as pb
 from . import log
+from .caller import host_of
 from .link import FIRST_S, Link, Peer
 from .peers import AddressBook
 from .pieces import joined
@@ -217,7 +218,7 @@ class Links:
             return
         self._begin(link)
         try:
-            if not self._introduced(link, first.introduction, _host_of(context.peer())):
+            if not self._introduced(link, first.introduction, host_of(context.peer())):
                 raise Unavailable("there is a link already")
             threading.Thread(target=self._serve_read, args=(link, said), name="vecstore-link-in", daemon=True).start()
             yield from link.outgoing(self._introduction(), self._me.end, self._me.facts)
@@ -360,10 +361,3 @@ class Links:
             links = list(self._open)
         for link in links:
             link.close()
-
-
-def _host_of(peer: str) -> str:
-    """Return the host of what gRPC calls a peer, as in ipv4:10.0.0.7:4711; "" where it has none."""
-    kind, _, rest = peer.partition(":")
-    host = rest.replace("%5B", "[").replace("%5D", "]").rpartition(":")[0]
-    return host if kind in ("ipv4", "ipv6") else ""

@@ -38,7 +38,7 @@ from ..wire.status import trailers
 from . import log
 from .admission import Bucket, Kind
 from .auth import Authenticator, names_in
-from .caller import ANYONE, Caller, enter
+from .caller import ANYONE, Caller, enter, host_of
 from .pool import TICKET, Observer, Pool, Ticket
 from .watch import Watch
 
@@ -148,7 +148,6 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         metadata = handler_call_details.invocation_metadata
         if authenticator is None:
             ticket.who = ANYONE
-            ticket.caller = "anyone"
         else:
             for key, value in metadata:
                 if key == _AUTHORIZATION:
@@ -168,9 +167,13 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
         return handler
 
     def look(self, ticket: Ticket) -> None:
-        """Find out who a call without a token is from, and whether its caller may call this method at all."""
+        """Find out who a call without a token is from, and whether its caller may call this method at all.
+
+        Where nobody is asked, callers are told apart by the hosts that they call from, for their shares alone.
+        """
         authenticator = self._authenticator
         if authenticator is None:
+            ticket.caller = host_of(ticket.event.call.peer().decode(errors="replace")) or ANYONE.name
             return
         entry = ticket.more
         if not isinstance(entry, _Entry):
