@@ -490,7 +490,10 @@ class Call:
             error.outcome = "unknown"
         if error.outcome == "unknown":
             error.details["request_id"] = self.request_id.hex()
-            error.hint = "ask with Database.wait(details['request_id']) what became of it"
+            # What `wait` takes has one name, embedded and here. A server that knows the record has put that one's token
+            # there; the request's id says the same, of another attempt and after a failover too.
+            error.details["token"] = self.request_id.hex()
+            error.hint = "ask with Database.wait(details['token']) what became of it"
             assert self.deadline_s is not None
             self._session.unsettled(self.request_id, self.deadline_s + SETTLE_S)
         return error

@@ -22,6 +22,10 @@ from ..values import Ack, FieldType, Filter, Payload, Written
 __all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert", "nothing_written"]
 
 
+_TOKEN_S = 0.001
+"""So often it is looked whether a call that is being staged has its token: by a caller whose time is over."""
+
+
 @dataclass(slots=True, eq=False)
 class Call:
     """One write under way. The caller waits; the committer answers once.
@@ -57,14 +61,22 @@ class Call:
     _result: Any = None
     _error: BaseException | None = None
 
-    def take(self) -> bool:
-        """Say that the committer begins with it; False where the caller gave up or its deadline has passed."""
+    def is_wanted(self) -> bool:
+        """Tell whether its caller still waits and its deadline has not passed."""
         with self._gate:
-            if self._error is None and self.deadline_s is not None and time.monotonic() > self.deadline_s:
-                self._error = _too_late("refused")
-                self._done.set()
-            self._taken = self._error is None
+            return self._is_wanted()
+
+    def take(self) -> bool:
+        """Say that it gets a record, and so a token, now; False where it is not wanted any more."""
+        with self._gate:
+            self._taken = self._is_wanted()
             return self._taken
+
+    def _is_wanted(self) -> bool:
+        if self._error is None and self.deadline_s is not None and time.monotonic() > self.deadline_s:
+            self._error = _too_late("refused")
+            self._done.set()
+        return self._error is None
 
     def finish(self, result: Any) -> None:
         """Answer the caller."""
@@ -83,8 +95,11 @@ class Call:
             with self._gate:
                 if not self._taken and self._error is None:
                     self._error = _too_late("refused")
-                elif self._error is None and not self._done.is_set():
-                    raise _too_late("unknown", self.token)
+            # Its record is being made: by what it is asked about is known in a moment.
+            while self._error is None and not self.token and not self._done.wait(_TOKEN_S):
+                pass
+            if not self._done.is_set() and self._error is None:
+                raise _too_late("unknown", self.token)
         if self._error is not None:
             raise self._error
         return self._result

@@ -1,8 +1,8 @@
 """The committer: the one thread that writes. It takes all calls that wait, and makes them durable with one sync.
 
-A group goes: check deadlines and request ids, resolve each call to a physical change, stage its record; write the log;
-sync once, and meanwhile prepare what follows; write points; publish the view; answer. Nothing is written
-before the whole record is known to be good, so a bad call is refused and changes nothing.
+A group goes: stage a record of each call (see `staging`); write the log; sync once, and meanwhile prepare what follows;
+write points; publish the view; answer. Nothing is written before the whole record is known to be good, so a bad call is
+refused and changes nothing.
 
 After any error of a write or sync the outcome of the group is unknown: the store stops writing for good, reads go on
 with the last view, and only a reopen settles what became of each waiting call.
@@ -11,7 +11,6 @@ with the last view, and only a reopen settles what became of each waiting call.
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
 import time
@@ -22,21 +21,22 @@ from typing import Any
 
 from ..clock import CommitClock
 from ..config import Config
-from ..errors import Closed, Exhausted, NotPrimary, Overloaded, Unavailable, VecstoreError
+from ..errors import Closed, Exhausted, NotPrimary, Overloaded, Unavailable
 from ..metrics import Metrics
-from ..record import NO_REQUEST, Kind, Record
+from ..record import NO_REQUEST, Record
 from ..storage.base import Family, KeyValueStore, Stalled
 from ..storage.catalog import Epoch
 from ..storage.fold import Staged
 from ..storage.witness import Witness, WitnessMark
 from ..values import Written
 from .apply import Ahead, Applier, Finished, runs
-from .calls import Call, Command, Delete, DeleteWhere, Schema, Update, Upsert
+from .calls import Call, Command
 from .group import Group
 from .halts import Halts
 from .history import History
-from .resolve import Resolved, Resolver
+from .resolve import Resolver
 from .settled import Settled
+from .staging import Stager
 from .state import State
 
 __all__ = ["Committer"]
@@ -82,16 +82,16 @@ class Committer:
         metrics: Metrics,
     ) -> None:
         self._state, self._store, self._witness, self._history = state, store, witness, history
-        self._clock, self._wall_us, self._config, self._path, self._metrics = clock, wall_us, config, path, metrics
-        self._resolver = Resolver(state)
+        self._config, self._metrics = config, metrics
         self.settled = Settled()
+        resolver = Resolver(state)
+        self._stager = Stager(state, resolver, self.settled, history, clock, wall_us, config, path)
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._left: Call | None = None
         self._lock = threading.Lock()
         self._pending_calls = 0
         self._pending_bytes = 0
         self._closing = False
-        self._extra_memory: Callable[[], int] = lambda: 0
         self.durable_lsn = state.fold.tip.lsn
         self.tip = state.fold.tip
         self.applied = threading.Condition()
@@ -103,7 +103,7 @@ class Committer:
         self.on_records: Callable[[Sequence[Record]], None] | None = None
         self._ahead = Ahead()
         self.halts = Halts(self.run, lambda: state.fold.tip.lsn)
-        self._applier = Applier(state, store, self._resolver, clock, wall_us, config, self, self.halts)
+        self._applier = Applier(state, store, resolver, clock, wall_us, config, self, self.halts)
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="vecstore-sync")
         self._sync_begins = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._loop, name="vecstore-committer", daemon=True)
@@ -114,7 +114,7 @@ class Committer:
 
     def watch_memory(self, used_bytes: Callable[[], int]) -> None:
         """Say how to learn what the store holds in memory."""
-        self._extra_memory = used_bytes
+        self._stager.used_bytes = used_bytes
 
     # -- callers' side -----------------------------------------------------------------------------------------------
 
@@ -283,7 +283,7 @@ class Committer:
         before = self._state.fold.position()
         try:
             while call is not None:
-                if group.staged and (self._conflicts(call, group) or self._is_full(group)):
+                if group.staged and (self._stager.conflicts(call, group) or self._stager.is_full(group)):
                     self._left = call
                     break
                 self._add(call, group)
@@ -309,22 +309,6 @@ class Committer:
         except BaseException as exc:  # noqa: BLE001  (whatever it is, who waits must hear of it)
             self.stop(exc, group)
 
-    def _is_full(self, group: Group) -> bool:
-        return len(group.staged) >= self._config.group_records_max or group.bytes >= self._config.group_bytes_max
-
-    def _conflicts(self, call: Call, group: Group) -> bool:
-        """Whether a call must see what the group has not applied yet."""
-        if isinstance(call, Schema):
-            return True
-        if isinstance(call, Update | Delete):
-            wanted = set(call.keys)
-            return any(not wanted.isdisjoint(written) for written in group.keys.get(call.collection, []))
-        if isinstance(call, DeleteWhere):
-            return call.collection in group.keys
-        return any(staged.points is None for staged in group.staged)
-
-    # -- staging -----------------------------------------------------------------------------------------------------
-
     def _add(self, call: Call, group: Group) -> None:
         """Stage a call's records, or answer it."""
         if self.broken is not None:
@@ -333,129 +317,7 @@ class Committer:
         if self.held is not None:
             call.fail(self.held())
             return
-        if not call.take():
-            return
-        try:
-            if self._answered_before(call, group):
-                return
-            self._check_room(call)
-            if isinstance(call, Schema):
-                self._stage_schema(call, group)
-            else:
-                self._stage_points(call, group)
-        except VecstoreError as exc:
-            if call.request_id != NO_REQUEST:
-                self.settled.refused(call.request_id, exc)
-            call.fail(exc)
-            return
-        except BaseException as exc:
-            call.fail(exc)
-            raise
-        group.bytes += call.bytes
-
-    def _answered_before(self, call: Call, group: Group) -> bool:
-        """Answer a retry of a request that was answered already."""
-        if call.request_id == NO_REQUEST:
-            return False
-        entry = self._state.fold.requests.get(call.request_id)
-        if entry is not None:
-            lsn, _, count = entry
-            group.answers.append((call, lsn, count))
-            call.token = self._token_at(lsn)
-            return True
-        settled = self.settled.find(call.request_id)
-        if settled is not None:
-            call.lsn, call.token = settled
-            group.answers.append((call, None, 0))
-            return True
-        for staged in group.staged:
-            if staged.record.header.request_id == call.request_id:
-                header, mark = staged.record.header, staged.record.mark
-                group.answers.append((call, header.lsn, header.count))
-                call.token = self._history.token(header.epoch, header.lsn, mark.chain)
-                return True
-        if len(self._state.fold.requests) >= self._config.request_ids_max:
-            raise Overloaded("too many request ids are remembered", hint="back off", retry_after_s=1.0)
-        return False
-
-    def _token_at(self, lsn: int) -> str:
-        tip = self._state.fold.tip
-        return self._history.token_at(lsn) or self._history.token(tip.epoch, tip.lsn, tip.chain)
-
-    def _check_room(self, call: Call) -> None:
-        """Refuse writes below the floor of free space and above the budget of memory; deletes have a lower floor."""
-        try:
-            stat = os.statvfs(self._path)
-        except OSError as exc:
-            raise Unavailable(f"disk: the folder of the store cannot be read: {exc}", retryable=False) from exc
-        free = stat.f_bavail * stat.f_frsize
-        removes = isinstance(call, Delete | DeleteWhere)
-        floor = self._config.disk_free_bytes_min // (4 if removes else 1)
-        if free < floor + call.bytes:
-            raise Exhausted(
-                f"disk: {free} bytes are free, below the floor of {floor}",
-                hint="free space, or lower disk_free_bytes_min; reads go on, and deletes down to a quarter of it",
-                details={"limit": "disk_free_bytes_min", "free": free, "floor": floor},
-            )
-        if not removes and isinstance(call, Upsert):
-            used, budget = self._extra_memory(), self._config.memory_budget_bytes()
-            if used + call.bytes > budget:
-                raise Exhausted(
-                    f"memory: the store holds {used} of {budget} bytes",
-                    hint="delete points, drop collections, or raise memory_bytes_max",
-                    details={"limit": "memory_bytes_max", "used": used, "budget": budget},
-                )
-
-    def _stage_points(self, call: Call, group: Group) -> None:
-        assert isinstance(call, Upsert | Update | Delete | DeleteWhere)
-        resolved = self._resolve(call)
-        if resolved.fields:
-            self._stage(call, group, Kind.FIELDS, call.collection, {"fields": resolved.fields})
-        if resolved.change is None:
-            group.answers.append((call, None, 0))
-            return
-        kind = Kind.UPSERT if resolved.change.body.vectors is not None else Kind.DELETE
-        staged = self._stage(
-            call,
-            group,
-            kind,
-            call.collection,
-            resolved.change,
-            present=resolved.present,
-            hashes_of=resolved.hashes_of,
-            request_id=call.request_id,
-        )
-        keys = resolved.change.body.keys
-        if resolved.located is not None and len(group.staged) == 1:
-            group.located[0] = resolved.located
-        group.keys.setdefault(call.collection, []).append(keys)
-        group.answers.append((call, staged.record.lsn, len(keys)))
-
-    def _resolve(self, call: Upsert | Update | Delete | DeleteWhere) -> Resolved:
-        if isinstance(call, Upsert):
-            return self._resolver.upsert(call)
-        if isinstance(call, Update):
-            return self._resolver.update(call)
-        if isinstance(call, Delete):
-            return self._resolver.delete(call)
-        return self._resolver.delete_where(call)
-
-    def _stage_schema(self, call: Schema, group: Group) -> None:
-        made = call.make()
-        if made is None:
-            group.answers.append((call, None, 0))
-            return
-        kind, number, change = made
-        staged = self._stage(call, group, kind, number, change, request_id=call.request_id)
-        group.answers.append((call, staged.record.lsn, 0))
-
-    def _stage(self, call: Call, group: Group, kind: Kind, number: int, change: Any, **more: Any) -> Staged:
-        times = (self._clock.next_us(), self._wall_us())
-        staged = self._state.fold.stage(kind, number, change, time_us=times, **more)
-        header, mark = staged.record.header, staged.record.mark
-        call.token = self._history.token(header.epoch, header.lsn, mark.chain)
-        group.staged.append(staged)
-        return staged
+        self._stager.add(call, group)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -592,6 +454,9 @@ class Committer:
                 details={"token": call.token},
                 retryable=False,
             )
+            if not call.token:
+                # It has no record: nothing of it can have been written.
+                error = kind(f"writing failed: {exc}", hint="close and reopen the store", retryable=False)
             error.__cause__ = exc
             call.fail(error)
         with self.applied:
