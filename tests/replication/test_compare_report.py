@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from vecstore.cli.compare import side_by_side
 from vecstore.errors import InvalidArgument
 from vecstore.record import DIGEST_MODULUS, id_key, key_id, point_key
 from vecstore.replication import compare as comparing
 from vecstore.replication.compare import Report, compare, pin_both
-from vecstore.sums import Damage, PinnedCollection, PinnedStore, Stamp, Sum
+from vecstore.sums import Damage, PinnedCollection, PinnedStore, Stamp, Sum, span
 
 Points = dict[bytes, bytes | None]
 """Contents by place: what stands for the hash; None where it cannot be read."""
@@ -172,3 +174,26 @@ def test_places_between_points_have_no_id() -> None:
     (found,) = compare((Shelf(log), Torn(log)), (store, store), 10, lambda: 0.0).collections
     assert [one.id for one in found.b.damaged_points] == [None, None]
     assert key_id(id_key(3)) == 3 and not found.is_equal
+
+
+class Meeting(Shelf):
+    """A side that sums one range only together with the other side."""
+
+    def __init__(self, points: Points, meeting: threading.Barrier, begins_first: bool) -> None:
+        super().__init__(points)
+        self._meeting, self._begins_first = meeting, begins_first
+
+    def summed(self, first: bytes, stop: bytes, points_max: int) -> Sum:
+        if (first == span(1)[0]) == self._begins_first:
+            self._meeting.wait(10)
+        return super().summed(first, stop, points_max)
+
+
+def test_the_sides_are_read_side_by_side() -> None:
+    """While B sums the first range A sums the second one, and the same is found."""
+    log = points(1, range(20))
+    store, meeting = stored({1: logged(1, log)}), threading.Barrier(2)
+    sides = (Meeting(log, meeting, begins_first=False), Meeting(log, meeting, begins_first=True))
+    with side_by_side() as begin:
+        found = compare(sides, (store, store), 10, lambda: 0.0, begin=begin)
+    assert found.is_equal and found.collections[0].ranges == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -17,10 +18,10 @@ from .where import is_server, missing, open_as_it_is, operating, reaching
 if TYPE_CHECKING:
     from ..client.ranges import Conversation
     from ..engine.engine import Engine
-    from ..replication.compare import Collection, Found, Report
+    from ..replication.compare import Begin, Collection, Found, Report
     from ..sums import PinnedStore, Stamp, Sum
 
-__all__ = ["compare_command"]
+__all__ = ["compare_command", "side_by_side"]
 
 RANGE_POINTS, RANGE_POINTS_MAX = 8_192, 200_000
 LIFE_S = 24 * 3600.0
@@ -67,9 +68,9 @@ def compare_command(out: Output, *, a: str, b: str, points_a_range: int, timeout
             raise _explained(exc, follower) from exc
         stores = pinned if leads == 0 else (pinned[1], pinned[0])
         with out.meter("compare", "points") as meter:
-            report = compare(
-                (sides[0].side, sides[1].side), stores, points_a_range, time.monotonic, lambda d, t: meter(d, t)
-            )
+            begin = stack.enter_context(side_by_side())
+            both = (sides[0].side, sides[1].side)
+            report = compare(both, stores, points_a_range, time.monotonic, lambda d, t: meter(d, t), begin)
         seconds = round(time.monotonic() - start_s, 3)
         result = {
             "ok": report.is_equal,
@@ -83,6 +84,13 @@ def compare_command(out: Output, *, a: str, b: str, points_a_range: int, timeout
         count = sum(not collection.is_equal for collection in report.collections)
         out.say(f"error: {a} and {b} differ or are damaged: {count} of {len(report.collections)} collections")
         raise SystemExit(1)
+
+
+@contextmanager
+def side_by_side() -> Iterator[Begin]:
+    """Give what begins sums in two threads, so that neither side waits for the other."""
+    with ThreadPoolExecutor(2, thread_name_prefix="vecstore-compare") as pool:
+        yield lambda work: pool.submit(work).result
 
 
 # -- the two sides ---------------------------------------------------------------------------------------------------

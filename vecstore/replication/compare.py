@@ -13,13 +13,14 @@ What is compared, and who is to blame:
   recomputed digest or count is another one does not hold what its log says, be each of its points sound or not.
 
 The memory is bounded: so many ranges, ids and damaged points are named of each collection, and all are counted. The
-sides do the I/O; here are two threads, so that neither side waits for the other, and the clock is given.
+sides do the I/O. What may be done side by side is begun by what is given for that (`Begin`), as the clock is: there is
+no thread here, and `vecstore compare` gives two, so that neither side waits for the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -30,6 +31,7 @@ from ..sums import Damage, PinnedCollection, PinnedStore, Stamp, Sum, span
 
 __all__ = [
     "NAMED_MAX",
+    "Begin",
     "Collection",
     "Damaged",
     "Difference",
@@ -45,6 +47,14 @@ __all__ = [
 NAMED_MAX = 1_000
 TRIES = 3
 _NUMBER_BYTES, INT_KEY_BYTES = 8, 9
+
+Begin = Callable[[Callable[[], Sum]], Callable[[], Sum]]
+"""Begins something that takes long, and returns what waits for its result; two at most are under way, of one side each.
+"""
+
+
+def _when_asked(work: Callable[[], Sum]) -> Callable[[], Sum]:
+    return work
 
 
 class Pinnable(Protocol):
@@ -217,6 +227,7 @@ def compare(
     points_a_range: int,
     now_s: Callable[[], float],
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+    begin: Begin = _when_asked,
 ) -> Report:
     """Compare two stores that are pinned at one LSN of one history.
 
@@ -226,19 +237,20 @@ def compare(
         A, then B: what reads them, and what they say of themselves.
     points_a_range
         Of A, for which a sum is compared.
+    begin
+        Begins a sum of one side while the other one's is made; left out: each is made when it is asked for.
     """
     a, b = stores
     total = sum(one.points for one in a.collections.values())
     done, found = 0, []
-    with ThreadPoolExecutor(2, thread_name_prefix="vecstore-compare") as pool:
-        for number in sorted({*a.collections, *b.collections}, key=lambda number: _name(number, a, b)):
-            began_s = now_s()
-            collection = Collection(_name(number, a, b), number, Found(), Found(), problems=_unlike(number, a, b))
-            for points in _ranges(collection, sides, stores, pool, points_a_range):
-                done += points
-                progress(min(done, total), total)
-            collection.seconds = round(now_s() - began_s, 3)
-            found.append(collection)
+    for number in sorted({*a.collections, *b.collections}, key=lambda number: _name(number, a, b)):
+        began_s = now_s()
+        collection = Collection(_name(number, a, b), number, Found(), Found(), problems=_unlike(number, a, b))
+        for points in _ranges(collection, sides, stores, begin, points_a_range):
+            done += points
+            progress(min(done, total), total)
+        collection.seconds = round(now_s() - began_s, 3)
+        found.append(collection)
     return Report(a.lsn, a.epoch, a.chain.hex(), tuple(found))
 
 
@@ -273,20 +285,20 @@ def _ranges(
     collection: Collection,
     sides: tuple[Side, Side],
     stores: tuple[PinnedStore, PinnedStore],
-    pool: ThreadPoolExecutor,
+    begin: Begin,
     size: int,
 ) -> Iterator[int]:
     """Compare the ranges of a collection; yield the points of each. A goes ahead while B sums what A has summed."""
     is_on_both = all(collection.number in store.collections for store in stores)
     digests = [0, 0]
     first, stop = span(collection.number)
-    ahead: Future[Sum] | None = pool.submit(sides[0].summed, first, stop, size)
+    ahead: Callable[[], Sum] | None = begin(partial(sides[0].summed, first, stop, size))
     while ahead is not None:
-        mine = ahead.result()
+        mine = ahead()
         end = mine.next_place or stop
-        beside = pool.submit(_whole, sides[1], first, end, size)
-        ahead = pool.submit(sides[0].summed, end, stop, size) if mine.next_place else None
-        theirs = beside.result()
+        beside = begin(partial(_whole, sides[1], first, end, size))
+        ahead = begin(partial(sides[0].summed, end, stop, size)) if mine.next_place else None
+        theirs = beside()
         collection.ranges += 1
         for i, (found, one) in enumerate(((collection.a, mine), (collection.b, theirs))):
             digests[i] = (digests[i] + one.digest) % DIGEST_MODULUS
