@@ -187,6 +187,18 @@ def test_only_the_clock_reads_the_time() -> None:
     assert found == []
 
 
+def test_the_protocol_has_no_thread_and_no_file() -> None:
+    """What decides in the replication is pure: what carries it out is named here, and does no deciding."""
+    adapters = {f"vecstore/replication/{name}.py" for name in ("driver", "inflow", "store_log")}
+    foreign = {"threading", "concurrent", "queue", "socket", "os", "pathlib", "time", "asyncio", "grpc", "subprocess"}
+    found = {
+        name: sorted({one.split(".")[0] for one in imported(name)} & foreign)
+        for name in python_files("vecstore/replication/")
+        if name not in adapters
+    }
+    assert len(found) > 20 and {name: some for name, some in found.items() if some} == {}
+
+
 def test_no_path_of_one_machine() -> None:
     """No file names a folder that only its author has."""
     home = re.compile(r"(?<![\w.$}/)])/(?:home|root|Users|work)/[\w.]")
