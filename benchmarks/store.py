@@ -92,7 +92,7 @@ def sealed_segments(database: vecstore.Database) -> list[Any]:
 def effort_at(database: vecstore.Database, recall: float, k: int) -> Effort:
     """Return the effort that the largest segment's curve gives for a recall."""
     largest = max(sealed_segments(database), key=lambda segment: segment.rows)
-    effort: Effort = largest.effort(recall, k)
+    effort: Effort = largest.curve.effort(recall, k)
     return effort
 
 

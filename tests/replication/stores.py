@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.serve import Served, process
+from tests.support.serve import ROOT, Served, process
 from vecstore.api import Database
 from vecstore.client.operator import Operator, Verdict
 from vecstore.client.remote import connect
 from vecstore.errors import VecstoreError
 
-__all__ = ["FAST", "Store", "eventually", "put"]
+__all__ = ["FAST", "Store", "doctor", "eventually", "following", "put", "run_command", "vecstore_command"]
 
 FAST = {
     "VECSTORE_SERVER_REPLICATION_CALL_EVERY_S": "0.2",
@@ -29,6 +32,7 @@ FAST = {
 }
 """Timings so short that a test sees what takes a minute otherwise."""
 WAIT_S = 30.0
+COMMAND_S = 90.0
 
 
 class Store:
@@ -62,10 +66,13 @@ class Store:
         return self.served.grpc
 
     @contextlib.contextmanager
-    def running(self, *more: str) -> Iterator[Store]:
-        """Run it for a block."""
+    def running(self, *more: str, points: int = 0) -> Iterator[Store]:
+        """Run it for a block, which begins once so many points were written to the collection `docs`."""
         self.start(*more)
         try:
+            if points:
+                with self.database() as database:
+                    put(database, 0, points)
             yield self
         finally:
             self.stop()
@@ -144,6 +151,33 @@ def eventually(
                 return answer
         pause.wait(0.02)
     raise AssertionError(f"not within {within_s} s: {found}\n{words()}")
+
+
+def following(primary: Store, standby: Store) -> None:
+    """Wait until a standby has what its primary has."""
+    standby.wait(lambda found: found["status"] == "following")
+    lsn = primary.describe()["durable_lsn"]
+    standby.wait(lambda found: found["applied_lsn"] >= lsn)
+
+
+def run_command(*arguments: str) -> tuple[int, str, str]:
+    """Run a command of `vecstore` with ``--json``; return its exit code, and what it printed to stdout and stderr."""
+    command = [sys.executable, "-m", "vecstore.cli.main", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=COMMAND_S, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def vecstore_command(*arguments: str, code: int = 0) -> Any:
+    """Run a command that ends with an exit code; return the value that it printed."""
+    ended, printed, said = run_command(*arguments)
+    assert ended == code, printed + said
+    return json.loads(printed)
+
+
+def doctor(store: Store, *more: str) -> tuple[int, dict[str, Any]]:
+    """Ask the doctor of a served store; return its exit code and what it said."""
+    code, printed, _ = run_command("doctor", store.address, *more)
+    return code, json.loads(printed)
 
 
 def put(database: Database, first: int, count: int, name: str = "docs") -> str:

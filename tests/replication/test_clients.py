@@ -15,8 +15,7 @@ from vecstore import request
 from vecstore.api import Database
 from vecstore.errors import NotPrimary, Unavailable, VecstoreError, WriteLost
 
-from .stores import WAIT_S, Store, eventually, put
-from .test_commands import following
+from .stores import WAIT_S, Store, eventually, following, put
 
 
 @contextlib.contextmanager

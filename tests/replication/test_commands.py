@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import vecstore
 
-from .stores import Store, put
-
-TIMEOUT_S = 90
-
-
-def vecstore_command(*arguments: str, code: int = 0) -> Any:
-    """Run a command with ``--json`` and return what it printed."""
-    command = [sys.executable, "-m", "vecstore.cli.main", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
-def following(primary: Store, standby: Store) -> None:
-    """Wait until a standby has what its primary has."""
-    standby.wait(lambda found: found["status"] == "following")
-    lsn = primary.describe()["durable_lsn"]
-    standby.wait(lambda found: found["applied_lsn"] >= lsn)
+from .stores import Store, following, put, vecstore_command
 
 
 def test_promotion_step_down_history_and_slots(tmp_path: Path) -> None:
     """A standby is promoted, the old primary follows it, the history says so; what makes no sense is refused."""
     a = Store(tmp_path / "a", "--region", "east")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west")
         with b.running():
             following(a, b)
@@ -62,9 +41,7 @@ def test_promotion_step_down_history_and_slots(tmp_path: Path) -> None:
 def test_a_switchover_there_and_back(tmp_path: Path) -> None:
     """It ends when the other one is the primary, and the first one follows it; and again the other way."""
     a = Store(tmp_path / "a", "--region", "east")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address)
         with b.running():
             following(a, b)
@@ -83,9 +60,7 @@ def test_a_diverged_primary_rejoins_and_is_replayed(tmp_path: Path) -> None:
     """What it alone has is foretold, exported, shown and replayed; then it follows."""
     a = Store(tmp_path / "a", "--region", "east")
     b = Store(tmp_path / "b", "--region", "west")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b.arguments += ["--standby-of", a.address]
         with b.running():
             following(a, b)
@@ -134,9 +109,7 @@ def test_a_rejoin_of_the_primary_itself_is_refused(tmp_path: Path) -> None:
 def test_a_copy_is_adopted_as_moved_or_as_a_clone(tmp_path: Path) -> None:
     """Until then it reads; a clone has a lineage of its own, one that moved begins an epoch."""
     a = Store(tmp_path / "a", "--region", "east")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 20)
+    with a.running(points=20):
         b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address)
         with b.running():
             following(a, b)
@@ -194,9 +167,7 @@ def test_a_dry_run_finds_what_the_rejoin_finds_where_a_disk_went_back(tmp_path: 
     """Epochs alone do not tell: one writer wrote some LSNs twice. Chains do, for the one as for the other."""
     a = Store(tmp_path / "a", "--region", "east")
     b = Store(tmp_path / "b", "--region", "west")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b.arguments += ["--standby-of", a.address]
         with b.running():
             following(a, b)
@@ -238,9 +209,7 @@ def test_slots_are_dropped_in_a_directory_as_by_its_server(tmp_path: Path) -> No
     """A primary that is down lets go of its log with the same checks; a standby holds nothing for anybody."""
     a = Store(tmp_path / "a", "--region", "east")
     b = Store(tmp_path / "b", "--region", "west")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b.arguments += ["--standby-of", a.address, "--slot", "west"]
         with b.running():
             following(a, b)
@@ -268,9 +237,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
         return str(vecstore_command(*arguments, code=1)["error"]["hint"])
 
     assert "`vecstore serve" in hint("step-down", str(a.folder))
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         assert "none: no standby has followed" in hint("switchover", a.address, "west")
         b.arguments += ["--standby-of", a.address, "--slot", "west"]
         with b.running():
@@ -293,9 +260,7 @@ def test_a_handover_to_a_store_that_died_is_taken_back(tmp_path: Path) -> None:
     """The command that the refusal names lets the old primary go on."""
     a = Store(tmp_path / "a", "--region", "east")
     b = Store(tmp_path / "b", "--region", "west")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 50)
+    with a.running(points=50):
         b.arguments += ["--standby-of", a.address, "--slot", "west"]
         b.start()
         following(a, b)

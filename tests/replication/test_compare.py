@@ -31,8 +31,7 @@ from vecstore.storage.catalog import COLLECTION
 from vecstore.storage.rocks import RocksStore, open_store
 from vecstore.sums import span
 
-from .stores import Store, eventually
-from .test_commands import following
+from .stores import Store, eventually, following
 
 DIM = 8
 ALONE = {"VECSTORE_SERVER_REPLICATION_SCRUB_EVERY_S": "0"}

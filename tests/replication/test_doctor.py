@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.serve import ROOT
 from vecstore.server.readiness import PRIMARY_FILE
 
-from .stores import Store, eventually, put
-
-TIMEOUT_S = 60
-
-
-def doctor(store: Store, *more: str) -> tuple[int, dict[str, Any]]:
-    """Run the command; return its exit code and what it said."""
-    command = [sys.executable, "-m", "vecstore.cli.main", "doctor", store.address, "--json", *more]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S, check=False)
-    return done.returncode, json.loads(done.stdout)
+from .stores import Store, doctor, eventually
 
 
 def states(report: dict[str, Any]) -> dict[str, str]:
@@ -39,9 +26,7 @@ def test_a_standby_says_whether_it_could_take_over(tmp_path: Path) -> None:
     """Ready, by command and metric; with other limits than its primary it says which; the primary says its own."""
     archive = ("--archive", str(tmp_path / "repository"))
     a = Store(tmp_path / "a", "--region", "east", *archive)
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 100)
+    with a.running(points=100):
         report = eventually(lambda: doctor(a)[1], lambda report: report["ready"], words=a.logs)
         assert not any(check["name"].startswith("slot") for check in report["checks"])
         b = Store(tmp_path / "b", "--region", "west", "--standby-of", a.address, "--slot", "west", *archive)
@@ -96,9 +81,7 @@ def test_a_standby_knows_what_its_primary_had(tmp_path: Path) -> None:
     """It remembers it over a restart, with its age; without it nothing of the primary is known, and none of it ok."""
     a = Store(tmp_path / "a", "--region", "east")
     b = Store(tmp_path / "b", "--region", "west")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 100)
+    with a.running(points=100):
         address = a.address
         b.arguments += ["--standby-of", address]
         with b.running():

@@ -26,8 +26,7 @@ from vecstore.engine.recovery import LogReader
 from vecstore.errors import InvalidArgument, VecstoreError
 from vecstore.record import Header
 
-from .stores import FAST, WAIT_S, Store, eventually, put
-from .test_commands import following
+from .stores import FAST, WAIT_S, Store, eventually, following, put
 from .test_failover import pair
 from .test_follow import counts, digest
 

@@ -54,8 +54,7 @@ from vecstore.server.reach import Reach
 from vecstore.server.settings import ReplicationSettings
 from vecstore.storage.catalog import Epoch
 
-from .stores import WAIT_S, Store, eventually, put
-from .test_commands import following, vecstore_command
+from .stores import WAIT_S, Store, eventually, following, put, vecstore_command
 from .test_failover import pair
 from .test_follow import counts, digest, refused
 from .test_replicated import SMALL

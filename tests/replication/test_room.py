@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vecstore
-from tests.replication.stores import Store, put
+from tests.replication.stores import Store
 from vecstore.engine.contents.incoming import Incoming
 from vecstore.errors import Exhausted
 from vecstore.server import standby
@@ -20,9 +20,7 @@ from vecstore.storage.directory import is_store
 def test_an_empty_standby_waits_for_room_without_asking_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is filled up, and the primary does not take one snapshot after the other meanwhile."""
     a = Store(tmp_path / "a", "--region", "east")
-    with a.running():
-        with a.database() as database:
-            put(database, 0, 500)
+    with a.running(points=500):
         refused, has_room, asked = threading.Event(), threading.Event(), list[str]()
 
         def looked(*_: object) -> bool:

@@ -17,8 +17,7 @@ import vecstore
 from tests.backup.story import CONFIG, await_archive
 from vecstore.clock import SystemClock
 
-from .stores import Store, put
-from .test_commands import following
+from .stores import Store, following, put
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text()

@@ -13,8 +13,7 @@ import numpy as np
 
 from vecstore.api import Database
 
-from .stores import Store, eventually, put
-from .test_commands import following
+from .stores import Store, eventually, following, put
 from .test_follow import counts, digest
 from .test_replicated import SMALL
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .stores import put
-from .test_commands import following
+from .stores import following, put
 from .test_failover import pair
 from .test_follow import counts
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from vecstore.engine.calls import Call
+import vecstore
+from vecstore.engine.calls import Call, Schema
+from vecstore.engine.database import EmbeddedDatabase
 from vecstore.errors import DeadlineExceeded
+from vecstore.record import Kind
 
 
 def test_a_call_that_is_not_taken_is_refused() -> None:
@@ -48,3 +52,24 @@ def test_a_call_whose_deadline_passes_while_it_is_resolved_is_refused() -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         call.result()
     assert caught.value.outcome == "refused"
+
+
+def test_a_call_that_is_given_up_while_it_is_looked_at_writes_nothing(tmp_path: Path) -> None:
+    """Its caller was told that it is refused: then no record may come of it."""
+    with vecstore.open(str(tmp_path / "store")) as database:
+        assert isinstance(database, EmbeddedDatabase)
+        database.create_collection("docs", 2)
+        before, number = database.status()["lsn"], database.collection("docs").number
+        gone = threading.Event()
+
+        def make() -> tuple[Kind, int, dict[str, object]]:
+            assert gone.wait(30)
+            return Kind.DROP, number, {}
+
+        with pytest.raises(DeadlineExceeded) as caught:
+            database.engine.submit(Schema(make=make, deadline_s=time.monotonic() + 0.05))
+        gone.set()
+        assert caught.value.outcome == "refused"
+        assert database.collections() == ["docs"]
+        written = database.collection("docs").upsert([1], [[0.0, 1.0]])
+        assert written.lsn == before + 1

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vecstore.index.curve import Curve, table
-from vecstore.index.effort import ALL, Setting
+from vecstore.index.effort import ALL, KNOWN_MAX, Setting
 
 KINDS = ["ivf_flat", "ivf_pq", "ivf_sq8", "hnsw"]
 SIZES = [1, 2, 3, 7, 10, 11, 50, 100, 999, 1000, 5000, 10000]
@@ -77,3 +77,13 @@ def test_an_expert_names_the_effort() -> None:
     assert probing().effort_for(1000, 10).probes == 64
     assert probing().effort_for(3, 10).probes == 3
     assert table("hnsw", 0, 8).effort_for(77, 10).ef == 77
+
+
+def test_answers_are_remembered_and_bounded() -> None:
+    """A search asks for what another one has asked for; many different asks do not fill the memory."""
+    curve = table("ivf_pq", 1, 128)
+    assert curve.effort(0.95, 10) is curve.effort(0.95, 10)
+    assert curve.effort(0.95, 10, share=0.1234, filtered=True) is curve.effort(0.95, 10, share=0.1211, filtered=True)
+    for k in range(1, KNOWN_MAX + 100):
+        curve.effort(0.9, k)
+    assert len(curve._known) <= KNOWN_MAX

@@ -409,7 +409,7 @@ class Builder:
         vectors = job.shard.rows.vectors
         threads = self._threads(job)
         measured = curve.measure(segment.index, vectors.metric, vectors, numbers, threads=threads, seed=_SEED)
-        return replace(segment, curve=measured, measured_rows=segment.rows, _efforts={})
+        return replace(segment, curve=measured, measured_rows=segment.rows)
 
     def _rewrite(self, job: _Job, segment: Segment, names: set[str]) -> None:
         """Copy the live rows of a segment to new extents."""

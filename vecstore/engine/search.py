@@ -291,7 +291,7 @@ def _candidates(
     if ask.effort is not None:
         effort: Effort = segment.curve.effort_for(ask.effort, k)
     else:
-        effort = segment.effort(ask.recall, k, share if selection else 1.0, selection is not None)
+        effort = segment.curve.effort(ask.recall, k, share=share if selection else 1.0, filtered=selection is not None)
     if effort.candidates < segment.rows:
         return segment.index.search(queries, effort, selection)
     found = [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import EXTENT_ROWS
-from ..index.base import Effort, Index
+from ..index.base import Index
 from ..index.curve import Curve
-from ..index.effort import two_digits
 from .extent import Extent
 from .rowmap import RowMap
 from .rows import Rows
@@ -49,18 +48,6 @@ class Segment:
     rows: int
     trained_rows: int
     measured_rows: int = 0
-    _efforts: dict[tuple[float, int, float, bool], Effort] = field(default_factory=dict)
-
-    def effort(self, recall: float, k: int, share: float = 1.0, filtered: bool = False) -> Effort:
-        """Return the least effort that meets a recall at k; answers are remembered."""
-        assert self.curve is not None
-        key = (recall, k, two_digits(share) if filtered else 1.0, filtered)
-        effort = self._efforts.get(key)
-        if effort is None:
-            if len(self._efforts) > 1000:
-                self._efforts.clear()
-            effort = self._efforts[key] = self.curve.effort(recall, k, share=share, filtered=filtered)
-        return effort
 
     @property
     def measured(self) -> bool:

@@ -20,6 +20,8 @@ __all__ = ["ASKS", "TABLE_ASKS", "Curve", "Setting", "table", "two_digits"]
 ASKS = (0.90, 0.95, 0.99)
 RECALL_MAX = 0.999
 """Above, every row is a candidate."""
+KNOWN_MAX = 4_096
+"""Answers that a curve remembers; then it begins anew."""
 ALL = 1 << 30
 SCALE_BEYOND = 1.5
 """Candidates for each hit, where k is larger than any that was measured."""
@@ -92,6 +94,7 @@ class Curve:
     settings: tuple[Setting, ...]
     measured: Mapping[str, float] = field(default_factory=dict)
     _known: dict[tuple[float, int, float, bool], Effort] = field(default_factory=dict, repr=False)
+    """Answers, which do not change: every search asks. Bounded by `KNOWN_MAX`."""
 
     def effort(self, recall: float, k: int, *, share: float = 1.0, filtered: bool = False) -> Effort:
         """Return the least effort that gives this recall.
@@ -110,7 +113,7 @@ class Curve:
         key = (recall, k, two_digits(share) if filtered else 1.0, filtered)
         found = self._known.get(key)
         if found is None:
-            if len(self._known) > 4096:
+            if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
             found = self._known[key] = self._effort(*key)
         return found
