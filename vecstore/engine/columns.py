@@ -9,13 +9,15 @@ One thread writes (`put`, `load`, `clear`); readers run beside it on rows that w
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-import orjson
 import xxhash
 
 from ..errors import Damaged
@@ -56,14 +58,19 @@ class Columns:
         self.capacity = capacity
         self._columns: dict[str, Column] = {name: column(type, capacity) for name, type in fields.items()}
 
-    def put(self, start: int, payloads: Sequence[bytes | Mapping[str, Any]]) -> None:
+    def put(self, start: int, payloads: Sequence[bytes] | Sequence[Mapping[str, Any]]) -> None:
         """Write the fields of rows from `start`, one a payload (canonical JSON, or the mapping it was made of)."""
         if not self._columns:
             return
         self._check_rows(start, start + len(payloads))
-        rows = [orjson.loads(payload) if isinstance(payload, bytes) else payload for payload in payloads]
+        if payloads and isinstance(payloads[0], bytes):
+            decoder, attributes = _decoder(tuple(self._columns))
+            rows = [decoder.decode(payload) for payload in payloads]  # type: ignore[arg-type]
+            for read, of in zip(attributes, self._columns.values(), strict=True):
+                of.put(start, list(map(read, rows)))
+            return
         for name, of in self._columns.items():
-            of.put(start, [row.get(name) for row in rows])
+            of.put(start, [row.get(name) for row in payloads])  # type: ignore[union-attr]
 
     def clear(self, start: int, stop: int) -> None:
         """Make rows null, so that their slot can be used again."""
@@ -187,6 +194,18 @@ class Columns:
         if reader.left():
             raise ValueError(f"{reader.left()} bytes too many")
         return stores
+
+
+@functools.lru_cache(256)
+def _decoder(names: tuple[str, ...]) -> tuple[msgspec.json.Decoder[Any], tuple[attrgetter[Any], ...]]:
+    """Return what reads these fields of a payload and skips all others, and what reads each of what it gives.
+
+    Half the time of a dict of everything, and nothing that the garbage collector counts.
+    """
+    attributes = [f"field_{i}" for i in range(len(names))]
+    fields = [(attribute, Any, None) for attribute in attributes]
+    row = msgspec.defstruct("Row", fields, rename=dict(zip(attributes, names, strict=True)), gc=False)
+    return msgspec.json.Decoder(row), tuple(attrgetter(attribute) for attribute in attributes)
 
 
 def _proven(data: memoryview) -> memoryview:
