@@ -237,6 +237,7 @@ def test_a_cut_network_is_dialled_again(pair: tuple[Member, Member, Wire]) -> No
     wire.is_cut = True
     done, text = b.driver.command(Promote(1), 10.0)
     assert done, text
+    b.wait(lambda: b.database.status()["writable"])
     b.put(1)
     a.put(2)
     wire.is_cut = False

@@ -1,10 +1,10 @@
 """Writers and readers over two Regions under a random schedule of everything that goes wrong: the history holds.
 
-Processes are killed and paused, the network between them is cut, one way or both, is slow, resets and flips bits, and
-the writer changes: planned, forced while the other one is dead, cut off, or paused and about to write on. What was
-acknowledged is in the end in the history that lives, or in an export; what was acknowledged as replicated is in the
-history; no read after a token is older than what its token named; no place of an epoch has two records; both stores
-end equal. The seed is in the run's header, and a failure tells what was done.
+Processes are killed and paused, disks fill up, logs are cut beneath standbys, the network between them is cut, one way
+or both, is slow, resets and flips bits, and the writer changes: planned, forced while the other one is dead, cut off,
+or paused and about to write on. What was acknowledged is in the end in the history that lives, or in an export; what
+was acknowledged as replicated is in the history; no read after a token is older than what its token named; no place of
+an epoch has two records; both stores end equal. The seed is in the run's header, and a failure tells what was done.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vecstore.errors import VecstoreError
@@ -25,10 +26,14 @@ from vecstore.errors import VecstoreError
 from .between import Between, apart
 from .recorded import check, recording
 from .stores import Store, eventually
+from .test_full_disk_region import limit_files
+from .test_replicated import SMALL
+from .test_too_far_behind import LARGE
 
 STRIKES, STRIKES_SLOW, SEEDS_SLOW = 3, 10, 12
 PAUSE_S, WHOLE_S = 0.6, 60.0
 WEATHER_SHARE = 0.5
+FULL_WRITES, CUT_WRITES_MAX = 8, 40
 _WEATHER = (("delay_s", 0.15), ("bytes_per_s", 50_000.0), ("resets", 0.02), ("flips", 0.02))
 
 
@@ -178,6 +183,40 @@ class Schedule:
             self._promote(other)
             self._wait(self.rng.random())
 
+    def _full_disk(self, writer: Store, other: Store) -> None:
+        """A disk fills up beneath a write: who writes is replaced, who follows stands still; a restart mends both."""
+        victim = self.rng.choice((writer, other))
+        limit_files(victim)
+        self._write_much(writer, FULL_WRITES)
+        self.note(f"the disk of {self.name(victim)} was full")
+        if victim is writer:
+            self._promote(other)
+        victim.kill()
+        victim.start()
+
+    def _log_cut(self, writer: Store, other: Store) -> None:
+        """What the standby needs next is gone from the log when it comes back."""
+        other.kill()
+        slot = other.arguments[other.arguments.index("--slot") + 1]
+        for _ in range(CUT_WRITES_MAX):
+            self._write_much(writer, 1)
+            found = writer.describe()["slots"]
+            if any(one["name"] == slot and one["is_lost"] for one in found):
+                break
+        else:
+            raise AssertionError(f"the log is not cut: {found}")
+        other.start()
+
+    def _write_much(self, writer: Store, times: int) -> None:
+        """Write some megabytes to points that no client has; what becomes of them nobody asks."""
+        try:
+            with writer.database() as database:
+                for _ in range(times):
+                    vectors = np.ones((len(LARGE), 4), np.float32)
+                    database.collection("docs").upsert(range(1_000, 1_000 + len(LARGE)), vectors, LARGE)
+        except VecstoreError as exc:
+            self.note(f"{self.name(writer)} does not write: {exc}")
+
     def _takeover(self, writer: Store, other: Store) -> None:
         """Both are well: the old writer steps down, and is waited for."""
         self._command(other, "promote", replaces=writer.describe()["epoch"])
@@ -196,6 +235,8 @@ _STRIKES = (
     Schedule._failover_half_cut_off,
     Schedule._failover_paused,
     Schedule._takeover,
+    Schedule._full_disk,
+    Schedule._log_cut,
 )
 
 
@@ -213,7 +254,7 @@ def paused(store: Store) -> Iterator[None]:
 
 def live_through(path: Path, seed: int, strikes: int) -> None:
     """Record what clients are told while so many things go wrong, and look at it."""
-    with apart(path, seed=seed) as regions:
+    with apart(path, environment=SMALL, seed=seed) as regions:
         # Whoever is fenced rejoins the other one by itself: no human is needed here.
         regions.a.arguments += ["--standby-of", regions.to_b.address]
         regions.b.arguments += ["--standby-of", regions.to_a.address]
