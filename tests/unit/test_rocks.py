@@ -312,6 +312,31 @@ def test_overwritten_points_are_collected(store: RocksStore) -> None:
     assert len(list(store.scan(POINTS, b""))) == 20_000
 
 
+def test_compaction_ends_while_all_is_written_anew(tmp_path: Path) -> None:
+    """Files that are flushed meanwhile are no reason to begin again: there are always some."""
+    store = opened(tmp_path)
+    batch = [(LOG, key(i), value(i)) for i in range(4_000)]
+    ended, wrote = threading.Event(), threading.Event()
+
+    def write() -> None:
+        while not ended.is_set():
+            store.write(batch)
+            wrote.set()
+
+    store.compact_by_itself()
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            wrote.clear()
+            assert wrote.wait(30)
+            store.compact(LOG)
+    finally:
+        ended.set()
+        writer.join()
+        store.close()
+
+
 def test_compaction_reports_what_it_could_not_do(tmp_path: Path) -> None:
     """`compact_range` swallows the error that a damaged block gives it; `compact` does not."""
     store = opened(tmp_path)

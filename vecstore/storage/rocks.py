@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import tempfile
 import threading
 import time
@@ -73,6 +74,11 @@ STALL_WAIT_S_MAX: Final = 5.0
 STALL_PAUSE_S: Final = 0.005
 READ_ONLY_TRIES_MAX: Final = 5
 COMPACTION_TRIES_MAX: Final = 5
+# Many small files come while one compaction lasts. Few rows are read here, so many files cost little, and a store that
+# lets nobody write for a second costs much.
+FLUSHED_FILES_SLOW: Final = 200
+FLUSHED_FILES_MAX: Final = 400
+_FILE_NUMBER: Final = re.compile(r"^ (\d+):", re.MULTILINE)
 
 _BLOB_FAMILIES = frozenset({Family.LOG, Family.POINTS})
 _FLUSH_ORDER: Final = (*(family for family in Family if family is not Family.META), Family.META)
@@ -245,12 +251,13 @@ class RocksStore:
         with self._gate, self._mapped(f"compacting {family}", family=family):
             rows = self._families[family]
             errors = self._property(rows, "rocksdb.background-errors")
-            failed = left = True
+            failed, left = True, set[str]()
             for _ in range(COMPACTION_TRIES_MAX):
+                before = self._newest_files(rows)
                 rows.compact_range(start, stop)
                 failed = self._property(rows, "rocksdb.background-errors") != errors
-                # A flush beside it may have left a new file: then there is something to compact again.
-                left = start is None and stop is None and self._property(rows, "rocksdb.num-files-at-level0") != 0
+                # What a flush beside it has made since is for another time: while much is written there is always some.
+                left = before & self._newest_files(rows) if start is None and stop is None else set()
                 if failed or not left:
                     break
         if failed or left:
@@ -378,6 +385,11 @@ class RocksStore:
         finally:
             cursor.drop()
 
+    def _newest_files(self, rows: Rdict) -> set[str]:
+        """Return the numbers of a family's files that were flushed and not compacted since: those of level 0."""
+        listed = rows.property_value("rocksdb.sstables") or ""
+        return set(_FILE_NUMBER.findall(listed.partition("--- level 1 ---")[0]))
+
     def _property(self, rows: Rdict, name: str) -> int:
         value = rows.property_value(name)
         return int(value) if value is not None else 0
@@ -471,6 +483,8 @@ def _family_options(family: Family, write_buffer_bytes: int, cache: Cache) -> Op
     options.set_block_based_table_factory(table)
     options.set_compression_type(DBCompressionType.none())
     options.set_disable_auto_compactions(True)
+    options.set_level_zero_slowdown_writes_trigger(FLUSHED_FILES_SLOW)
+    options.set_level_zero_stop_writes_trigger(FLUSHED_FILES_MAX)
     options.set_max_write_buffer_number(BUFFERS_PER_FAMILY_MAX)
     options.set_write_buffer_size(write_buffer_bytes // BUFFERS_OF_BUDGET)
     if family in _BLOB_FAMILIES:
