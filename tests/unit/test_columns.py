@@ -47,6 +47,20 @@ def expected(rows: Sequence[dict[str, Any]], filter: dict[str, Any]) -> list[boo
     return [matches(row, filter, NAMES) for row in rows]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a.b", "field_0", "Ünïcode ✓", "\U0001f600", "\x7f", 'a"b', "a\\b", "a\nb", "\x00", "\x1f", "{", "self"],
+)
+def test_fields_of_any_name_are_read(name: str) -> None:
+    """From canonical JSON as from the mapping, beside others, and null where the payload has no such field."""
+    rows: list[dict[str, Any]] = [{name: 7, "n": 1, "more": {"n": 3}}, {"n": 2}, {name: 9}]
+    for each in (rows, [encode(row, "payloads") for row in rows]):
+        columns = filled(each, fields={"n": "int64", name: "int64"})
+        assert found(columns, Field(name) == 9, 0, 3) == [False, False, True]
+        assert found(columns, Field(name) == 7, 0, 3) == [True, False, False]
+        assert found(columns, Field("n") == 2, 0, 3) == [False, True, False]
+
+
 @given(ROWS, conditions(), st.sampled_from([0, 5, EXTENT_ROWS - 3]), st.booleans())
 def test_rows_match_as_the_oracle_says(
     rows: list[dict[str, Any]], filter: dict[str, Any], start: int, as_bytes: bool
