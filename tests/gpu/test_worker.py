@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -223,14 +223,22 @@ def test_a_worker_ends_with_whoever_started_it(name: str) -> None:
         os.kill(pid, 0)
 
 
-def test_devices_share_segments_and_take_over(name: str, tmp_path: Path) -> None:
-    """Segments are spread over devices; when one goes away its segments move to the other."""
+def sharing(name: str, folder: Path) -> tuple[Devices, dict[str, tuple[Wanted, Callable[[], Order]]]]:
+    """Return two devices that have begun, and four segments for them."""
     if name == "cuda":
         pytest.skip("needs two GPUs")
-    orders = {f"s{i}": ordered(tmp_path, mixture(ROWS, DIM, i), f"s{i}") for i in range(4)}
-    wanted = {key: (Wanted(key, one.rows, one.dim, one.metric), lambda one=one: one) for key, one in orders.items()}
+    orders = {f"s{i}": ordered(folder, mixture(ROWS, DIM, i), f"s{i}") for i in range(4)}
     devices = Devices(WorkerOptions(backend=name, budget_bytes=1 << 30), ["a", "b"], lambda: None)
     devices.start()
+    return devices, {
+        key: (Wanted(key, one.rows, one.dim, one.metric), partial(orders.__getitem__, key))
+        for key, one in orders.items()
+    }
+
+
+def test_devices_share_segments_and_take_over(name: str, tmp_path: Path) -> None:
+    """Segments are spread over devices; when one goes away its segments move to the other."""
+    devices, wanted = sharing(name, tmp_path)
     try:
         until("the workers", lambda: all(one.is_ready for one in devices.handles))
         devices.arrange(wanted)
@@ -248,12 +256,7 @@ def test_devices_share_segments_and_take_over(name: str, tmp_path: Path) -> None
 
 def test_a_device_that_is_back_gets_its_share_again(name: str, tmp_path: Path) -> None:
     """What moved away from a worker that died moves back one by one, held all the while; each lies on one device."""
-    if name == "cuda":
-        pytest.skip("needs two GPUs")
-    orders = {f"s{i}": ordered(tmp_path, mixture(ROWS, DIM, i), f"s{i}") for i in range(4)}
-    wanted = {key: (Wanted(key, one.rows, one.dim, one.metric), lambda one=one: one) for key, one in orders.items()}
-    devices = Devices(WorkerOptions(backend=name, budget_bytes=1 << 30), ["a", "b"], lambda: None)
-    devices.start()
+    devices, wanted = sharing(name, tmp_path)
 
     def shares() -> list[int]:
         devices.arrange(wanted)
