@@ -337,6 +337,19 @@ def test_compaction_ends_while_all_is_written_anew(tmp_path: Path) -> None:
         store.close()
 
 
+def test_files_that_were_not_compacted_are_told(store: RocksStore) -> None:
+    """What `compact` judges itself by: the files that flushes have left, of its family alone."""
+    for _ in range(3):
+        fill(store, LOG, 100)
+        fill(store, META, 1)
+        store.flush()
+    rows = store._families[LOG]
+    assert len(store._newest_files(rows)) == 3
+    store.compact(LOG)
+    assert not store._newest_files(rows)
+    assert len(store._newest_files(store._families[META])) == 3
+
+
 def test_compaction_reports_what_it_could_not_do(tmp_path: Path) -> None:
     """`compact_range` swallows the error that a damaged block gives it; `compact` does not."""
     store = opened(tmp_path)
