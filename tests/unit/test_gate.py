@@ -1,9 +1,13 @@
-"""The gate lets so many through at once, in order, and loses no place."""
+"""The gate lets so many through at once, in order but for those who come back at once, and loses no place."""
 
 from __future__ import annotations
 
 import threading
+import time
 
+import pytest
+
+from vecstore.engine import gate as module
 from vecstore.engine.gate import Gate
 
 
@@ -23,7 +27,7 @@ def test_as_many_as_there_are_places() -> None:
 
 
 def test_places_go_to_who_waited_longest() -> None:
-    """Callers that come back at once do not pass those that wait."""
+    """Callers that do not come back at once are let in as they came."""
     gate, order, pause = Gate(1), list[int](), threading.Event()
     assert gate.enter(None)
 
@@ -64,6 +68,60 @@ def test_no_caller_starves() -> None:
     for thread in threads:
         thread.join()
     assert min(counts) > 0.2 * max(counts), counts
+
+
+def _waiting(gate: Gate) -> tuple[threading.Thread, threading.Event]:
+    """Return a thread that waits in line for the one place, and what it sets once it has it."""
+    served, pause = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        assert gate.enter(30)
+        served.set()
+        gate.leave()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not gate._line:
+        pause.wait(0.001)
+    return thread, served
+
+
+def test_who_comes_back_at_once_is_let_in_first_for_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits is not woken meanwhile, and gets the place when the turn is over."""
+    monkeypatch.setattr(module, "TURN_S", 60.0)
+    monkeypatch.setattr(module, "RETURN_S", 30.0)
+    gate = Gate(1)
+    for _ in range(2):
+        assert gate.enter(None)
+        gate.leave()
+    assert gate.enter(None)
+    thread, served = _waiting(gate)
+    for _ in range(3):
+        gate.leave()
+        assert gate.enter(0.0)
+    assert not served.is_set()
+    gate._turn_ends_s = time.monotonic()
+    gate.leave()
+    assert served.wait(30)
+    thread.join()
+
+
+def test_a_place_that_is_kept_in_vain_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that always came back at once, and then did not, holds nobody up for long."""
+    monkeypatch.setattr(module, "RETURN_S", 30.0)
+    gate = Gate(1)
+    for _ in range(2):
+        assert gate.enter(None)
+        gate.leave()
+    assert gate.enter(None)
+    monkeypatch.setattr(module, "TURN_S", 0.1)
+    thread, served = _waiting(gate)
+    gate._turn_ends_s = time.monotonic() + 60
+    gate.leave()
+    assert gate._free == 1, "it was kept"
+    assert served.wait(30)
+    thread.join()
+    assert gate.enter(0.0)
 
 
 def test_places_survive_a_race_with_time() -> None:
