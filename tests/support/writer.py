@@ -48,6 +48,13 @@ CONFIG: dict[str, Any] = {
     "build_threads": 1,
 }
 """Limits so small that checkpoints, flushes, sealing and log cutting happen all the time."""
+UNFLUSHED: dict[str, Any] = {
+    "checkpoint_log_bytes": 256 * MIB,
+    "checkpoint_interval_s": 86_400.0,
+    "write_buffer_bytes": 256 * MIB,
+    "wal_bytes_max": 256 * MIB,
+}
+"""Limits that no history of a test reaches: all that is written stays in the write-ahead log."""
 
 SHARED: dict[str, dict[str, Any]] = {
     "ints": {"dim": 64, "metric": "cosine", "fields": {"owner": "int64", "group": "int64"}},
@@ -275,6 +282,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first intent of each thread")
     parser.add_argument("--journal", type=Path, help="append to this file instead of writing to the standard output")
     parser.add_argument("--durable", action="store_true", help="acknowledge nothing from memory")
+    parser.add_argument("--unflushed", action="store_true", help="leave in the write-ahead log all that is written")
     parser.add_argument("--close", action="store_true", help="close the store at the end")
     options = parser.parse_args()
     fd = 1
@@ -286,7 +294,7 @@ def main() -> None:
 def write_history(options: argparse.Namespace, say: Say) -> None:
     """Open the store and let all threads write."""
     say({"event": "opening"})
-    db = vecstore.open(str(options.directory), config=CONFIG)
+    db = vecstore.open(str(options.directory), config=CONFIG | (UNFLUSHED if options.unflushed else {}))
     say({"event": "open", "lsn": db.status()["lsn"]})
     for name, arguments in SHARED.items():
         db.create_collection(name, exist_ok=True, **arguments)
