@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, overload
 
 import numpy as np
@@ -17,6 +18,8 @@ Columns = tuple[
     list[Any], list[float], list[bytes] | None, bool | tuple[str, ...], list[npt.NDArray[np.float32]] | None
 ]
 """Ids, scores, payloads as whole canonical JSON, which part of them was asked for, vectors."""
+_TOGETHER_MAX = 128
+"""Up to so many hits are made together for who goes through them; of more, each when its turn comes."""
 
 
 class FoundHits(Hits):
@@ -57,6 +60,12 @@ class FoundHits(Hits):
             hit = self._made[i] = Hit(self._ids[i], payload, vector, self._scores[i])
         return hit
 
+    def _together(self) -> Iterator[Hit]:
+        """Make all hits: their payloads are decoded in one call."""
+        data, keys = self._data, self._keys
+        found = [{} for _ in self._ids] if data is None else payloads.decode_all(data, keys)
+        return map(Hit, self._ids, found, self._vectors or repeat(None), self._scores)
+
     @overload
     def __getitem__(self, i: int) -> Hit: ...
     @overload
@@ -72,6 +81,10 @@ class FoundHits(Hits):
         return len(self._ids)
 
     def __iter__(self) -> Iterator[Hit]:
+        if self._made is None and len(self._ids) <= _TOGETHER_MAX:
+            hits = list(self._together())
+            self._made = [*hits]
+            return iter(hits)
         return map(self._hit, range(len(self._ids)))
 
     def __repr__(self) -> str:

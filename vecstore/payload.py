@@ -34,7 +34,17 @@ from .fields import (
 )
 from .values import FieldType, Payload
 
-__all__ = ["check", "decode", "encode", "encode_all", "encode_simple", "infer", "timestamp_text", "timestamp_us"]
+__all__ = [
+    "check",
+    "decode",
+    "decode_all",
+    "encode",
+    "encode_all",
+    "encode_simple",
+    "infer",
+    "timestamp_text",
+    "timestamp_us",
+]
 
 PAYLOAD_DEPTH_MAX = 254
 """Levels of nesting, the payload's own included; far from where the interpreter or a reader of JSON gives up."""
@@ -240,6 +250,19 @@ def decode(data: bytes | memoryview, keys: bool | Sequence[str] = True) -> dict[
     if isinstance(keys, str):
         raise InvalidArgument(f"with_payload: {keys!r}; allowed are True, False and a list of keys")
     return {key: payload[key] for key in keys if key in payload}
+
+
+def decode_all(data: Sequence[bytes], keys: bool | Sequence[str] = True) -> list[dict[str, Any]]:
+    """Return payloads as `decode` does, read in one call where all of each is asked for."""
+    if keys is True:
+        try:
+            found = orjson.loads(b"[" + b",".join(data) + b"]")
+        except orjson.JSONDecodeError:
+            found = ()
+        if len(found) == len(data):
+            return cast("list[dict[str, Any]]", found)
+        # One of them is damaged, and must be named.
+    return [decode(each, keys) for each in data]
 
 
 def check(fields: Mapping[str, FieldType], payloads: Sequence[Payload]) -> None:

@@ -25,6 +25,7 @@ from vecstore.payload import (
     PAYLOAD_DEPTH_MAX,
     check,
     decode,
+    decode_all,
     encode,
     encode_all,
     infer,
@@ -183,6 +184,18 @@ def test_decode_gives_what_is_asked_for() -> None:
         decode(data, "ab")
     with pytest.raises(Damaged, match="4 bytes"):
         decode(b'{"a"', True)
+
+
+def test_payloads_are_decoded_together_as_one_by_one() -> None:
+    """Of many, each is what it is alone; one that is damaged is named, though together they look whole."""
+    data = [encode({"n": n, "t": "],["}, "p") for n in range(3)]
+    assert decode_all(data) == [decode(each) for each in data]
+    assert decode_all(data, ["n"]) == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert decode_all(data, False) == [{}, {}, {}]
+    assert decode_all([]) == []
+    for halves in ([b'{"a":1', b'"b":2}'], [b'{"a":1},{"b":2}', b'{"c":3}']):
+        with pytest.raises(Damaged, match=f"{len(halves[0])} bytes"):
+            decode_all(halves)
 
 
 @given(st.one_of(MOMENTS, st.datetimes(timezones=st.just(UTC))))
