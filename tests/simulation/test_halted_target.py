@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vecstore.replication.messages import Call, Switchover
+from vecstore.replication.messages import Call, Promote, Rejoin, Switchover
 from vecstore.replication.standby import MEND_POINTS_MAX, Standby
 
 from .node import TIMING
@@ -101,6 +101,140 @@ def test_one_that_follows_refuses_nothing_unseen() -> None:
 def test_a_refusal_is_forgotten_with_its_epoch() -> None:
     """A seed in which the target refused, and promised a higher epoch: it takes no handover of the one before."""
     Story(2014842).run()
+
+
+def test_a_handover_of_an_epoch_that_is_over_is_not_taken() -> None:
+    """What was refused is forgotten, and the record still stands at the tip: whoever starts with it follows."""
+    scene = Scene("abc")
+    for id in range(4):
+        scene.put("a", id, id)
+    scene.settle()
+    scene.cut("a", "c")
+    member = scene["b"].member
+    assert member is not None
+    member.is_ready = False
+    reply = scene.tell("a", Switchover("b"))
+    assert reply is not None and reply.done
+    scene.cut("b", "a", both=False)  # what it refuses is lost
+    assert scene.run(10.0, lambda: scene["b"].disk.written.refused_lsn == scene["a"].log.tip.lsn)
+    scene.kill("a")
+    scene.heal()
+    scene.tell("c", Promote(1, force=True))
+    assert scene.run(30.0, lambda: scene["b"].disk.written.refused_lsn == 0)
+    scene["b"].crash()
+    scene["b"].start()
+    scene.run(30.0)
+    assert scene["b"].log.handover == "b"
+    assert (scene["b"].status, scene["c"].status) == ("stopped", "open")
+    scene.checks.at_end()
+
+
+def test_a_refusal_is_forgotten_when_it_is_promoted() -> None:
+    """What it refused as a standby was of the epoch that it replaced: later it takes a handover at a lower LSN.
+
+    Its own promotion alone forgets it here: it is deposed as a primary that has more, which forgets nothing.
+    """
+    scene = begin(is_mended=False)
+    scene.until("a", "open", TIMING.call_every_s + 4 * TIMING.silence_s)
+    for number in range(30):
+        scene.put("a", number % 4, number)
+    refused = scene["a"].log.tip.lsn
+    assert scene.run(30.0, lambda: scene["b"].disk.written.refused_lsn == refused)
+    scene.kill("a")
+    scene.tell("b", Promote(1, force=True))
+    scene.until("b", "open")
+    assert scene["b"].disk.written.refused_lsn == 0
+    scene["a"].start()
+    scene.until("a", "fenced")
+    scene.tell("a", Rejoin("b"))
+    scene.until("a", "following")
+    scene.settle()
+    scene.cut("a", "b")
+    scene.put("b", 1, 101)
+    scene.tell("a", Promote(2, force=True))
+    scene.until("a", "open")
+    scene.heal()
+    scene.until("b", "fenced")
+    scene.tell("b", Rejoin("a"))
+    scene.until("b", "following")
+    scene.settle()
+    scene.run(3.0)  # and the primary knows it
+    reply = scene.tell("a", Switchover("b"))
+    assert reply is not None and reply.done
+    assert scene["a"].log.tip.lsn < refused
+    assert scene.run(30.0, scene.is_switched)
+    assert scene["b"].status == "open"
+    scene.checks.at_end()
+
+
+@pytest.mark.parametrize("rejoins", [False, True], ids=["standby", "rejoining"])
+def test_a_refusal_is_forgotten_when_another_is_promoted(rejoins: bool) -> None:
+    """What was refused is of the epoch before: of the new primary's a handover at a lower LSN is taken."""
+    scene = Scene("abc")
+    for id in range(4):
+        scene.put("a", id, id)
+    scene.settle()
+    scene.cut("a", "c")
+    scene.cut("b", "a", both=False)
+    differ(scene, difference())
+    for number in range(30):
+        scene.put("a", number % 4, number)
+    refused = scene["a"].log.tip.lsn
+    assert scene.run(10.0, lambda: scene["b"].disk.written.refused_lsn == refused)
+    if rejoins:
+        scene.tell("b", Rejoin("a"))
+        assert scene["b"].status == "rejoining"
+    scene.kill("a")
+    scene.heal()
+    scene.tell("c", Promote(1, force=True))
+    scene.until("b", "following", 60.0)
+    scene.settle()
+    assert scene["b"].disk.written.refused_lsn <= scene["c"].log.tip.lsn
+    assert scene.run(30.0, lambda: scene["b"].disk.written.rejoin is None)
+    scene.run(3.0)  # and the primary knows it
+    reply = scene.tell("c", Switchover("b"))
+    assert reply is not None and reply.done
+    assert scene["c"].log.tip.lsn < refused
+    scene.until("b", "open")
+    scene.settle()
+    scene.checks.at_end()
+
+
+def test_what_was_refused_and_then_lost_is_refused_once_more() -> None:
+    """The primary's disk goes back below what was refused unseen: no handover is taken until it is beyond that again.
+
+    Nothing is harmed by it, and nobody has to do anything: each time the primary goes on by itself.
+    """
+    scene = Scene("ab")
+    for id in range(4):
+        scene.put("a", id, id)
+    scene.settle()
+    image = scene["a"].disk.image()
+    scene.cut("b", "a", both=False)  # its question for the points is lost, and so is what it refuses
+    differ(scene, difference())
+    for id in range(3):
+        scene.put("a", id, 10 + id)
+    refused = scene["a"].log.tip.lsn
+    assert scene.run(10.0, lambda: scene["b"].disk.written.refused_lsn == refused)
+    scene["a"].crash()
+    scene.run(1.0)  # what is on its way comes to nobody
+    scene.put_back(scene["a"], image)
+    scene["a"].start()
+    scene.heal()
+    scene.until("b", "following", 60.0)
+    scene.settle()
+    agree(scene, difference())
+    attempts = 0
+    while not scene.is_switched() or scene["b"].status != "open":
+        scene.run(3.0)  # and the primary knows it
+        reply = scene.tell("a", Switchover("b"))
+        assert reply is not None and reply.done
+        handed = scene["a"].log.tip.lsn
+        assert scene.run(30.0, lambda: scene["a"].status == "open" or scene.is_switched())
+        attempts += 1
+        assert (scene["b"].status == "open") == (handed > refused)
+    assert attempts == 4
+    scene.checks.at_end()
 
 
 def test_the_target_is_asked_every_second() -> None:
