@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
+import vecstore
+from vecstore.engine.database import EmbeddedDatabase
+from vecstore.replication.coding import encode_state
+from vecstore.replication.durable import Durable
+from vecstore.replication.epochs import Claim, Identity
 from vecstore.server.readiness import PRIMARY_FILE
+from vecstore.storage.catalog import Epoch
 
 from .stores import Store, doctor, eventually
 
@@ -74,6 +80,39 @@ def test_a_primary_says_how_its_gpus_are(tmp_path: Path) -> None:
         assert (code, states(report)) == (1, {"device": "warn"})
         (check,) = (check for check in report["checks"] if check["name"] == "device")
         assert check["found"] == "1 segments were taken by no GPU"
+
+
+def forget(folder: Path) -> None:
+    """Fence a store for an epoch that it wrote, of which its log holds nothing: as where its disk went back."""
+    with vecstore.open(str(folder)) as database:
+        assert isinstance(database, EmbeddedDatabase) and database.engine.committer is not None
+        engine, committer = database.engine, database.engine.committer
+        store_id = engine.directory.store_id.hex()
+        identity = Identity(engine.lineage, engine.identity_secret, store_id, "")
+        claim = Claim.of(identity, Epoch(3, "w" * 16, committer.tip.lsn, committer.tip.chain.hex()))
+        committer.persist(encode_state(Durable("fenced", promise=claim, reason="a test", peers=(store_id,))))
+
+
+def test_a_store_that_forgot_its_epoch_says_so(tmp_path: Path) -> None:
+    """The doctor warns, the metric that the alert is made of has the number, and a forced promotion ends both.
+
+    tests/replication/test_runbooks.py shows how a disk comes to forget it.
+    """
+    a = Store(tmp_path / "a", "--region", "east")
+    with a.running(points=100):
+        assert a.served is not None and a.served.metric("vecstore_epoch_forgotten") == 0
+    forget(a.folder)
+    with a.running():
+        assert a.describe()["forgotten_epoch"] == 3
+        code, report = doctor(a)
+        (check,) = (check for check in report["checks"] if check["name"] == "epoch")
+        assert (code, check["state"]) == (1, "warn")
+        assert "wrote epoch 3" in check["found"] and "promote" in check["advice"]
+        assert a.served.metric("vecstore_epoch_forgotten") == 3
+        assert not a.command("promote", replaces=3).done
+        assert a.command("promote", replaces=3, force=True).done
+        a.wait(lambda found: found["accepts_writes"])
+        assert a.served.metric("vecstore_epoch_forgotten") == 0
 
 
 @pytest.mark.slow  # tests/replication/test_static_stability.py shows in short that it is remembered

@@ -91,6 +91,18 @@ def test_a_standby_that_matches_its_primary_is_ready() -> None:
     assert len({check.name for check in checks}) == len(checks) == 13
 
 
+def test_a_store_that_forgot_its_epoch_says_so() -> None:
+    """A check of its own, and advice that helps: where nobody writes there is nobody to rejoin."""
+    fenced = {"role": "fenced", "status": "fenced"}
+    assert states(here(**fenced, forgotten_epoch=0)) == {"state": "warn"}
+    store = here(**fenced, forgotten_epoch=3)
+    assert states(store) == {"state": "warn", "epoch": "warn"}
+    found = {check.name: check for check in judge(store, KNOWN)}
+    assert "wrote epoch 3" in found["epoch"].found
+    for name in ("epoch", "state"):
+        assert "promote the one with the longest" in found[name].advice
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

@@ -17,7 +17,7 @@ import vecstore
 from tests.backup.story import CONFIG, await_archive
 from vecstore.clock import SystemClock
 
-from .stores import Store, following, put
+from .stores import Store, doctor, following, put
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -195,6 +195,10 @@ def test_a_disk_that_forgot_an_epoch(regions: Regions) -> None:
     put_back(west, kept)
     west.start()
     west.wait(lambda found: found["role"] == "fenced" and "its disk does not know it" in found["reason"])
+    code, report = doctor(west)
+    (check,) = (check for check in report["checks"] if check["name"] == "epoch")
+    assert (code, check["state"]) == (1, "warn")
+    assert west.served is not None and west.served.metric("vecstore_epoch_forgotten") == 2
     west.stop()
     swapped = {"EAST_DIR": str(west.folder), "WEST_DIR": str(east.folder)}
     printed = regions.run("disk-rolled-back", EAST=regions.west_at, WEST=regions.east_at, **swapped)

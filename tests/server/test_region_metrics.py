@@ -103,6 +103,12 @@ def test_a_primary_tells_of_its_slots() -> None:
     assert "vecstore_rejoin_phase{follow}" not in found
 
 
+def test_an_epoch_that_was_forgotten_is_told() -> None:
+    """By its number; 0 of a store that knows what it wrote."""
+    assert values(of_replication({"role": "fenced", "forgotten_epoch": 3}, 1))["vecstore_epoch_forgotten"] == 3
+    assert values(of_replication({"role": "fenced", "forgotten_epoch": 0}, 1))["vecstore_epoch_forgotten"] == 0
+
+
 def test_what_is_not_known_is_absent() -> None:
     """A store without peers has no lag of zero, no proof, no drill; every family is declared all the same."""
     metrics = [*of_replication(None, 5), *of_drills(())]

@@ -56,7 +56,13 @@ def begin() -> Scene:
     scene.cut("a", "c")
     scene.until("b", "following")
     scene.put("a", 1, 101)
+    assert forgotten(scene) == [0, 0, 0], "c is fenced, and not for what it wrote"
     return scene
+
+
+def forgotten(scene: Scene) -> list[int]:
+    """Return the epoch that each store says it has forgotten."""
+    return [node.member.forgotten_epoch for node in scene.nodes.values() if node.member is not None]
 
 
 def test_who_promised_it_says_so_and_whoever_is_promoted_higher_is_followed() -> None:
@@ -67,6 +73,7 @@ def test_who_promised_it_says_so_and_whoever_is_promoted_higher_is_followed() ->
     scene.until("a", "fenced")
     assert "its disk does not know it" in scene["b"].disk.written.reason
     assert scene["a"].disk.written.reason == "b began epoch 3"
+    assert forgotten(scene) == [0, 3, 0], "who wrote it says so, and nobody else"
     scene.heal()
     refused = scene.tell("a", Promote(3))
     assert refused is not None and not refused.done and "force" in refused.text
@@ -76,6 +83,7 @@ def test_who_promised_it_says_so_and_whoever_is_promoted_higher_is_followed() ->
     scene.tell("b", Rejoin("a"))
     assert scene.run(60.0, lambda: scene["c"].status == scene["b"].status == "following" and scene.settled())
     assert set(scene.exported("c").values()) == {(0, 100)}
+    assert forgotten(scene) == [0, 0, 0]
     scene.checks.at_end()
 
 

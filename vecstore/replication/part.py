@@ -91,6 +91,13 @@ class Desk:
             and (epochs[-1].number, epochs[-1].writer) == (promise.number, promise.writer)
         )
 
+    @property
+    def forgotten_epoch(self) -> int:
+        """The epoch that this store wrote and its disk does not know any more, for which it is fenced; 0 for none."""
+        promise = self.durable.promise
+        is_mine = self.durable.role == "fenced" and promise is not None and promise.store_id == self.me
+        return self.number if is_mine and not self.holds_promise else 0
+
     def act(self, action: Action) -> None:
         """Add an action."""
         self.actions.append(action)

@@ -44,6 +44,7 @@ def judge(here: Here, primary: Known | None) -> tuple[Check, ...]:
     compared = (_memory, _processors, _device, _options, _tokens, _version)
     return (
         _state(here),
+        *_epoch(here),
         _lag(here),
         *_contents(here),
         *(check(here, primary) for check in compared),
@@ -83,7 +84,7 @@ def _state(here: Here) -> Check:
     asked = "a standby that holds a history, and whose contents stay as they are"
     advice = ""
     if role != "standby":
-        advice = "`vecstore rejoin` makes a standby of it" if role == "fenced" else "ask a standby"
+        advice = "ask a standby" if role != "fenced" else _FORGOTTEN if _forgotten(here) else _REJOIN
     elif rejoin is not None:
         text, advice = f"{text}, rejoin in phase {rejoin.get('phase', '')}", "wait until the rejoin has ended"
     elif status not in ("following", "dialling"):
@@ -93,6 +94,25 @@ def _state(here: Here) -> Check:
     elif not found.get("epochs"):
         text, advice = f"{text}, nothing of the log yet", "wait until it has what the primary has"
     return Check("state", "warn" if advice else "ok", text, asked, advice)
+
+
+_REJOIN = "`vecstore rejoin` makes a standby of it"
+_FORGOTTEN = (
+    "`vecstore history` of each store; promote the one with the longest, with --force where it is fenced, and let the "
+    "others rejoin it"
+)
+
+
+def _forgotten(here: Here) -> int:
+    return int(here.described.get("forgotten_epoch") or 0)
+
+
+def _epoch(here: Here) -> Iterator[Check]:
+    """Yield that nobody holds the epoch that counts, where that is so: this store wrote it, and its disk went back."""
+    number = _forgotten(here)
+    if number:
+        found = f"this store wrote epoch {number}, and its disk does not know it: nobody writes"
+        yield Check("epoch", "warn", found, "the epoch that it wrote is in its log", _FORGOTTEN)
 
 
 def _lag(here: Here) -> Check:

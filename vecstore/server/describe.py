@@ -55,6 +55,7 @@ def describe(driver: Driver, links: Links, trail: Trail, lag: StandbyLag, region
         "accepts_writes": driver.accepts_writes,
         "serves_reads": member.serves_reads,
         "epoch": member.number,
+        "forgotten_epoch": member.forgotten_epoch,
         "epochs": [msgspec.to_builtins(epoch) for epoch in list(engine.state.fold.epochs)],
         "lsn": engine.state.fold.tip.lsn,
         "durable_lsn": engine.durable_lsn,

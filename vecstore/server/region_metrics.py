@@ -20,6 +20,9 @@ PHASES = ("seek", "checkpoint", "export", "reset", "follow", "verify")
 
 REGION_FAMILIES: dict[str, Family] = {
     "vecstore_role": Family("gauge", "1 for what this store is, and what it is doing.", ("lineage", "role", "status")),
+    "vecstore_epoch_forgotten": Family(
+        "gauge", "Epoch that this store wrote and its disk does not know any more; 0 for none."
+    ),
     "vecstore_rpo_seconds": Family(
         "gauge", "Seconds of writes that a failover now would lose, as far as this store knows."
     ),
@@ -69,6 +72,7 @@ def of_replication(found: Mapping[str, Any] | None, retained_bytes_max: int) -> 
     lag = state.get("lag") or {} if state.get("role") == "standby" else {}
     verified, rejoin, readiness = (state.get(key) or {} for key in ("verified", "rejoin", "readiness"))
     one: dict[str, Any] = {
+        "vecstore_epoch_forgotten": state.get("forgotten_epoch"),
         "vecstore_rpo_seconds": _rpo_s(state, lag),
         "vecstore_lag_records": lag.get("records"),
         "vecstore_lag_bytes": lag.get("bytes"),
