@@ -5,6 +5,7 @@ Every refusal names the field, the value and what is allowed.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import uuid
@@ -272,6 +273,7 @@ class Ask:
 
 
 _default_ask = Ask(RECALL_DEFAULT)
+_ask = functools.lru_cache(64)(Ask)
 
 
 def checked_k(k: object, offset: object = 0) -> tuple[int, int]:
@@ -284,8 +286,11 @@ def checked_k(k: object, offset: object = 0) -> tuple[int, int]:
 
 def ask_of(recall: Any, exact: bool, effort: int | None) -> Ask:
     """Return how a caller asks for quality; `recall`, `exact` and `effort` exclude each other."""
-    if recall is None and not exact and effort is None:
-        return _default_ask
+    if effort is None and not exact:
+        if recall is None:
+            return _default_ask
+        if type(recall) is float and 0 < recall < 1:
+            return _ask(recall)
     if (recall is not None) + bool(exact) + (effort is not None) > 1:
         raise InvalidArgument(
             f"recall, exact, effort: recall={recall!r}, exact={exact!r}, effort={effort!r} given; allowed is one"
@@ -296,7 +301,7 @@ def ask_of(recall: Any, exact: bool, effort: int | None) -> Ask:
         return Ask(1.0, exact=True)
     if isinstance(recall, bool) or not isinstance(recall, float | int | np.number) or not 0 < recall <= 1:
         raise InvalidArgument(f"recall: {shown(recall)} given; allowed is a number above 0, up to 1")
-    return Ask(1.0, exact=True) if recall == 1 else Ask(float(recall))
+    return Ask(1.0, exact=True) if recall == 1 else _ask(float(recall))
 
 
 def checked_threshold(score_threshold: Any) -> float | None:

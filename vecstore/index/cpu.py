@@ -144,7 +144,7 @@ def score(vectors: Vectors, queries: Floats, rows: Rows) -> Floats:
         _pointer(out), _pointer(queries), _pointer(vectors.data), _pointer(rows), dim, count, rows.shape[1]
     )
     if vectors.inverse_norms is not None:
-        if not rows.size or int(np.minimum.reduce(rows, axis=None)) >= 0:
+        if not rows.size or rows.item(rows.argmin()) >= 0:
             out *= vectors.inverse_norms[rows]
         else:
             # A row number that no extent has may have no memory behind it: it must not be read, not even in passing.
