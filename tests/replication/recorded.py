@@ -19,7 +19,7 @@ from vecstore.values import Ack
 from .stores import Store, put
 from .test_follow import counts, digest
 
-__all__ = ["Client", "check", "recording"]
+__all__ = ["Client", "Recording", "check", "recording"]
 
 FIRST, STEP = 100_000, 100_000
 TIMEOUT_S = 4.0

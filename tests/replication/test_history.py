@@ -14,7 +14,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ import pytest
 
 from vecstore.errors import VecstoreError
 
+from .bent import BUGS
 from .between import Between, apart
-from .recorded import check, recording
+from .recorded import Recording, check, recording
 from .stores import Store, eventually
 from .test_full_disk_region import limit_files
 from .test_replicated import SMALL
@@ -34,11 +35,20 @@ STRIKES, STRIKES_SLOW, SEEDS_SLOW = 3, 10, 12
 PAUSE_S, WHOLE_S = 0.6, 60.0
 WEATHER_SHARE = 0.5
 FULL_WRITES, CUT_WRITES_MAX = 8, 40
+LOST = "acknowledged as durable and neither kept nor exported"
 _WEATHER = (("delay_s", 0.15), ("bytes_per_s", 50_000.0), ("resets", 0.02), ("flips", 0.02))
+
+
+Strike = Callable[["Schedule", Store, Store], None]
 
 
 class Schedule:
     """What goes wrong, by one random generator.
+
+    Parameters
+    ----------
+    weather_share
+        How often the network is worse meanwhile.
 
     Attributes
     ----------
@@ -46,7 +56,8 @@ class Schedule:
         What was done, and when.
     """
 
-    def __init__(self, regions: Between, seed: int) -> None:
+    def __init__(self, regions: Between, seed: int, weather_share: float = WEATHER_SHARE) -> None:
+        self.weather_share = weather_share
         self.regions, self.rng, self.start_s = regions, random.Random(seed), time.monotonic()
         self.done = [f"seed {seed}"]
 
@@ -81,13 +92,12 @@ class Schedule:
         """Return the other store."""
         return self.regions.b if store is self.regions.a else self.regions.a
 
-    def run(self, strikes: int) -> tuple[Store, Store]:
-        """Let so many things go wrong, each mended before the next; return who writes and who follows then."""
-        for _ in range(strikes):
+    def run(self, strikes: Sequence[Strike]) -> tuple[Store, Store]:
+        """Let things go wrong, each mended before the next; return who writes and who follows then."""
+        for strike in strikes:
             writer, other = self.whole()
             self._wait(self.rng.random())
             with self._weather():
-                strike = self.rng.choice(_STRIKES)
                 self.note(f"{strike.__name__.lstrip('_')}: {self.name(writer)} writes")
                 strike(self, writer, other)
         return self.whole()
@@ -96,7 +106,7 @@ class Schedule:
     def _weather(self) -> Iterator[None]:
         """Have a worse network for a block, sometimes."""
         ways = (*self.regions.ways(self.regions.a), *self.regions.ways(self.regions.b))
-        if self.rng.random() < WEATHER_SHARE:
+        if self.rng.random() < self.weather_share:
             name, value = self.rng.choice(_WEATHER)
             chosen = self.rng.choice((ways, ways[:2], ways[2:]))
             self.note(f"{name} {value} of {len(chosen)} ways")
@@ -183,20 +193,40 @@ class Schedule:
             self._promote(other)
             self._wait(self.rng.random())
 
-    def _full_disk(self, writer: Store, other: Store) -> None:
-        """A disk fills up beneath a write: who writes is replaced, who follows stands still; a restart mends both."""
-        victim = self.rng.choice((writer, other))
-        limit_files(victim)
+    def _full_disk_of_writer(self, writer: Store, other: Store) -> None:
+        """A disk fills up beneath a write, and who writes is replaced."""
+        limit_files(writer)
         self._write_much(writer, FULL_WRITES)
-        self.note(f"the disk of {self.name(victim)} was full")
-        if victim is writer:
-            self._promote(other)
-        victim.kill()
-        victim.start()
+        self._wait()
+        self._promote(other)
+        writer.kill()
+        writer.start()
+
+    def _full_disk_of_other(self, writer: Store, other: Store) -> None:
+        """A disk fills up beneath who follows, which stands still; a restart mends it."""
+        limit_files(other)
+        self._write_much(writer, FULL_WRITES)
+        other.kill()
+        other.start()
 
     def _log_cut(self, writer: Store, other: Store) -> None:
         """What the standby needs next is gone from the log when it comes back."""
         other.kill()
+        self._lose_slot(writer, other)
+        other.start()
+
+    def _log_cut_and_failover(self, writer: Store, other: Store) -> None:
+        """What the standby has not is partly gone from the log when it is promoted: what is left of it is exported."""
+        other.kill()
+        self._lose_slot(writer, other)
+        self._wait()
+        writer.kill()
+        other.start()
+        self._promote(other)
+        writer.start()
+
+    def _lose_slot(self, writer: Store, other: Store) -> None:
+        """Write until the log is no longer held for the other store."""
         slot = other.arguments[other.arguments.index("--slot") + 1]
         for _ in range(CUT_WRITES_MAX):
             self._write_much(writer, 1)
@@ -205,7 +235,6 @@ class Schedule:
                 break
         else:
             raise AssertionError(f"the log is not cut: {found}")
-        other.start()
 
     def _write_much(self, writer: Store, times: int) -> None:
         """Write some megabytes to points that no client has; what becomes of them nobody asks."""
@@ -235,9 +264,16 @@ _STRIKES = (
     Schedule._failover_half_cut_off,
     Schedule._failover_paused,
     Schedule._takeover,
-    Schedule._full_disk,
+    Schedule._full_disk_of_writer,
+    Schedule._full_disk_of_other,
     Schedule._log_cut,
+    Schedule._log_cut_and_failover,
 )
+
+
+def chosen(seed: int, count: int) -> Sequence[Strike]:
+    """Choose what goes wrong."""
+    return random.Random(f"strikes of {seed}").choices(_STRIKES, k=count)
 
 
 @contextlib.contextmanager
@@ -252,15 +288,15 @@ def paused(store: Store) -> Iterator[None]:
         process.send_signal(signal.SIGCONT)
 
 
-def live_through(path: Path, seed: int, strikes: int) -> None:
-    """Record what clients are told while so many things go wrong, and look at it."""
-    with apart(path, environment=SMALL, seed=seed) as regions:
+def live_through(path: Path, seed: int, strikes: Sequence[Strike], *, bug: str = "") -> None:
+    """Record what clients are told while things go wrong, and look at it."""
+    with apart(path, environment=SMALL | ({"BENT_BUG": bug} if bug else {}), seed=seed) as regions:
         # Whoever is fenced rejoins the other one by itself: no human is needed here.
         regions.a.arguments += ["--standby-of", regions.to_b.address]
         regions.b.arguments += ["--standby-of", regions.to_a.address]
         regions.a.stop()
         regions.a.start()
-        schedule = Schedule(regions, seed)
+        schedule = Schedule(regions, seed, 0.0 if bug else WEATHER_SHARE)
         recorded = recording((regions.a, regions.b), "durable", "replicated", "durable")
         try:
             try:
@@ -268,18 +304,43 @@ def live_through(path: Path, seed: int, strikes: int) -> None:
             finally:
                 recorded.end()
             check(recorded, writer, other)
+            assert_seen(recorded, writer, other)
         except BaseException as exc:
             exc.add_note("\n".join(schedule.done))
             raise
 
 
+def assert_seen(recorded: Recording, writer: Store, other: Store) -> None:
+    """Assert that a check which passed would have seen one more write, which was acknowledged and is nowhere."""
+    client = recorded.clients[0]
+    client.acknowledged[client.tried + 1] = client.acknowledged[max(client.acknowledged)]
+    with pytest.raises(AssertionError, match=LOST):
+        check(recorded, writer, other)
+
+
 def test_what_was_acknowledged_is_kept_or_exported(tmp_path: Path, seed: int) -> None:
     """A few things that go wrong."""
-    live_through(tmp_path, seed, STRIKES)
+    live_through(tmp_path, seed, chosen(seed, STRIKES))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(SEEDS_SLOW))
 def test_what_was_acknowledged_is_kept_or_exported_for_long(tmp_path: Path, seed: int, number: int) -> None:
     """Many."""
-    live_through(tmp_path, seed + number, STRIKES_SLOW)
+    live_through(tmp_path, seed + number, chosen(seed + number, STRIKES_SLOW))
+
+
+PLANTED = {
+    "answer_once_stopped": (Schedule._full_disk_of_writer, f"{LOST}|read after it were"),
+    "export_records_alone": (Schedule._log_cut_and_failover, LOST),
+}
+"""For each bug of `bent`, the fault under which it shows, and what is said of it."""
+
+
+@pytest.mark.slow  # `assert_seen` shows in short that the check sees what it is for
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(tmp_path: Path, seed: int, bug: str) -> None:
+    """What a full disk or a log that was cut would let pass does not pass."""
+    strike, said = PLANTED[bug]
+    with pytest.raises(AssertionError, match=said):
+        live_through(tmp_path, seed, [strike], bug=bug)
