@@ -18,6 +18,7 @@ from vecstore.replication.epochs import Claim, Identity, Standing
 from vecstore.replication.log import Place
 from vecstore.replication.messages import Frame, Message, Points, PointsRequest, Snapshot
 from vecstore.storage.catalog import Epoch
+from vecstore.storage.reads import Reads
 
 IDENTITY = Identity(bytes(16), b"s" * 32, "me", "west")
 LONG = st.integers(0, 2**64 - 1)
@@ -51,6 +52,7 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         Place: PLACES,
         Slot: SLOTS,
         Epoch: EPOCHS,
+        Reads: st.builds(Reads, LONG, LONG),
         Any: st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=3),
     }
     if annotation in known:

@@ -63,7 +63,8 @@ def test_what_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_ticket_and_a_request_tell_each_field() -> None:
     """No two differ and have the same check."""
     requests = [pb.JoinRequest(store_id="a", slot="b"), pb.JoinRequest(store_id="ab"), pb.JoinRequest(region="ab")]
-    assert len({join_check(request) for request in requests}) == 3
+    requests += [pb.JoinRequest(reads_format=1), pb.JoinRequest(reads_kind=1)]
+    assert len({join_check(request) for request in requests}) == 5
     tickets = [
         pb.SnapshotTicket(id="t", lsn=1, files=[pb.SnapshotFile(name="n", size=2, check="c")]),
         pb.SnapshotTicket(id="t", lsn=1, files=[pb.SnapshotFile(name="n", size=3, check="c")]),

@@ -35,6 +35,7 @@ from vecstore.replication.messages import (
     WasReset,
 )
 from vecstore.replication.state import Member
+from vecstore.storage.reads import Reads
 
 from .disk import Disk, SimLog, change_of, kind_of
 
@@ -116,6 +117,8 @@ class Node:
     failing: str = ""
     """The stage at which what is to be put in place of the contents fails; of a disk that is full, "room"."""
     handed_out: int = 0
+    reads: Reads = field(default_factory=Reads)
+    """What the version that runs here knows."""
 
     def __post_init__(self) -> None:
         self.clock = SimClock(self.world)
@@ -156,6 +159,7 @@ class Node:
             synchronous=self.synchronous,
             slot=self.slot,
             is_copied=self.is_copied,
+            reads=self.reads,
         )
         world.note("start", self.store_id, self.disk.synced.role, self.log.tip.lsn)
         self.carry_out(self.member.start(world.now_s))

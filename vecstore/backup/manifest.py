@@ -13,6 +13,7 @@ import xxhash
 
 from ..errors import Damaged, InvalidArgument
 from ..storage.catalog import Epoch
+from ..storage.reads import Reads
 from .layout import Branch, object_name
 
 __all__ = ["BranchHead", "Manifest", "SnapshotFile", "StoredCollection", "branch_of", "decode", "encode", "time_of"]
@@ -65,6 +66,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         What was uploaded for it: the rest was in the repository.
     config
         The options that the store ran with.
+    needs
+        What a reader must know; of versions that said nothing, the default.
     """
 
     version: int = MANIFEST_VERSION
@@ -83,6 +86,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bytes_new: int
     config: dict[str, Any]
     written_by: str
+    needs: Reads = Reads()
 
     @property
     def branch(self) -> Branch:

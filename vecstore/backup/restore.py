@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from ..clock import CommitClock, SystemClock
 from ..config import MIB
-from ..errors import AlreadyExists, Damaged, Locked
+from ..errors import AlreadyExists, Damaged, InvalidArgument, Locked
 from ..record import Kind, Mark, Record, chain_seed, next_chain
 from ..storage import catalog
 from ..storage.base import Family
@@ -31,6 +31,7 @@ from ..storage.directory import RESTORING_FILE, complete, is_store
 from ..storage.fold import Fold
 from ..storage.lineage import rebase
 from ..storage.proof import prove
+from ..storage.reads import this_version
 from ..storage.rocks import RocksStore, open_store
 from ..storage.witness import Witness, WitnessMark
 from . import layout
@@ -113,11 +114,13 @@ def restore(
         Files or ranges are missing or not what was written, or the digest is not the source's. The folder is no store.
     NotFound, InvalidArgument
         The target is out of reach, or a time that names two states, or the repository holds several lineages or
-        branches and none was named.
+        branches and none was named; or the snapshot is of a newer version that this one can't read.
     """
     lineage = choose_lineage(repository)
     plan = plan_restore(lineage, choose_history(lineage, repository.branch), target, snapshot)
     path = os.path.abspath(path)
+    if plan.base is not None:
+        _check_version(plan.base)
     with _marked(path):
         bytes_read = _bring_files(repository, plan, path, progress)
         store = open_store(
@@ -131,6 +134,18 @@ def restore(
         _record_witness(path, tip)
         complete(path)
     return restored
+
+
+def _check_version(base: Manifest) -> None:
+    """Refuse a snapshot of a newer version: records say so by themselves, and what they have become does not."""
+    reads = this_version()
+    if not reads.covers(base.needs):
+        raise InvalidArgument(
+            f"repository: snapshot {base.id} is of {base.needs}, and this version of vecstore reads {reads}; "
+            "nothing was written",
+            hint=f"use a newer vecstore: {base.written_by or 'the one'} that made the snapshot, or a later one",
+            details={"snapshot": base.id, "needs": str(base.needs), "reads": str(reads)},
+        )
 
 
 # -- the folder ------------------------------------------------------------------------------------------------------

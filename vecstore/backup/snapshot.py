@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..storage.catalog import Epoch
+from ..storage.reads import this_version
 from . import layout
 from .exclusion import pending
 from .manifest import Manifest, SnapshotFile, StoredCollection, encode
@@ -90,6 +91,7 @@ def write_snapshot(
             bytes_new=sum(file.size for _, file in new.values()),
             config=source.config,
             written_by=source.written_by,
+            needs=this_version(),
         )
         repository.create(layout.manifest_name(lineage, snapshot), encode(manifest))
     return manifest

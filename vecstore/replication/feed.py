@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..storage.reads import Reads
 from .actions import ReadPoints, TakeSnapshot
 from .durable import Slot
 from .epochs import Relation, Standing, relate
@@ -85,15 +86,7 @@ class Feed:
             case Ack():
                 self._ack(sender, message)
             case SnapshotRequest():
-                why = self._why_not(message.standing, message.slot)
-                if message.is_exported and why != "slot taken":
-                    why = None
-                if why is not None and why != "too old":
-                    self._refuse(sender, 0, why)
-                else:
-                    had = None if message.is_exported else _place_of(message.standing)
-                    self.hold(message.slot, message.standing.store_id, self._durable(), had)
-                    self.desk.act(TakeSnapshot(sender, message.slot))
+                self._snapshot(sender, message)
             case ChainsRequest():
                 self._chains(sender, message)
             case PointsRequest():
@@ -138,8 +131,22 @@ class Feed:
             return _REFUSED[relation]
         return "too old" if standing.lsn + 1 < self.desk.log.first_lsn else None
 
-    def _refuse(self, sender: str, session: int, why: Why) -> None:
-        self.desk.send(sender, Refusal(session, why, self.desk.durable.promise, self.desk.log.epochs))
+    def _refuse(self, sender: str, session: int, why: Why, needs: Reads | None = None) -> None:
+        self.desk.send(sender, Refusal(session, why, self.desk.durable.promise, self.desk.log.epochs, needs))
+
+    def _snapshot(self, sender: str, message: SnapshotRequest) -> None:
+        """Take a snapshot for who may put it over what it has, and can read it."""
+        why = self._why_not(message.standing, message.slot)
+        if message.is_exported and why != "slot taken":
+            why = None
+        if why is not None and why != "too old":
+            self._refuse(sender, 0, why)
+        elif not message.reads.covers(self.desk.reads):
+            self._refuse(sender, 0, "older version", self.desk.reads)
+        else:
+            had = None if message.is_exported else _place_of(message.standing)
+            self.hold(message.slot, message.standing.store_id, self._durable(), had)
+            self.desk.act(TakeSnapshot(sender, message.slot))
 
     def _ack(self, sender: str, message: Ack) -> None:
         stream = self.streams.get(sender)

@@ -11,6 +11,7 @@ import msgspec
 
 from ..record import Record, Token
 from ..storage.catalog import Epoch
+from ..storage.reads import Reads
 from .durable import Slot
 from .epochs import Claim, Standing
 from .log import Place
@@ -55,7 +56,7 @@ __all__ = [
     "YieldRequest",
 ]
 
-Why = Literal["not primary", "slot taken", "ahead", "beside", "unproven", "too old"]
+Why = Literal["not primary", "slot taken", "ahead", "beside", "unproven", "too old", "older version"]
 
 
 class _Value(msgspec.Struct, frozen=True):
@@ -85,13 +86,15 @@ class Refusal(_Value, frozen=True):
     """A store does not feed another, and why.
 
     "too old" is said only of a log that is proven: a snapshot may be installed over it. The epochs are those of the
-    history that it is to follow, so that it takes nothing else from an archive.
+    history that it is to follow, so that it takes nothing else from an archive. "older version" is said of who asks for
+    a snapshot that it could not read: what it would need to.
     """
 
     session: int
     why: Why
     promise: Claim | None
     epochs: tuple[Epoch, ...] = ()
+    needs: Reads | None = None
 
 
 class Frame(_Value, frozen=True):
@@ -158,11 +161,12 @@ class HandoverRefusal(_Value, frozen=True):
 
 
 class SnapshotRequest(_Value, frozen=True):
-    """A standby asks for a snapshot to install over a log that is proven, or exported."""
+    """A standby asks for a snapshot to install over a log that is proven, or exported; and says what it can read."""
 
     standing: Standing
     slot: str
     is_exported: bool
+    reads: Reads = Reads()
 
 
 class Snapshot(_Value, frozen=True):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..storage.catalog import Epoch
+from ..storage.reads import Reads, this_version
 from .actions import Action, Alarm, Install, Persist, Reply, Reset, Return, Send
 from .durable import Durable, Timing
 from .epochs import Identity, Standing
@@ -36,6 +37,8 @@ class Desk:
         The engine is putting other contents in place of this store's: no command may change what it is meanwhile.
     is_ready
         Whether this store could take over, when it is handed the log.
+    reads
+        What this version can read, and may have written.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class Desk:
         timing: Timing | None = None,
         synchronous: str = "",
         slot: str = "",
+        reads: Reads | None = None,
     ) -> None:
         self.identity, self.log, self.durable, self.mint = identity, log, durable, mint
         self.timing = timing or Timing()
         self.synchronous, self.slot = synchronous, slot or identity.store_id
+        self.reads = reads or this_version()
         self.is_ready = True
         self.now_s = 0.0
         self.actions: list[Action] = []
@@ -114,6 +119,13 @@ class Desk:
         if changed != self.durable or epoch is not None:
             self.durable = changed
             self.actions.append(Persist(changed, epoch, is_synced))
+
+    def cannot_read(self, needs: Reads | None) -> str:
+        """Say why a snapshot is not to be had, and what is to be done."""
+        return (
+            f"a snapshot of the primary is needed, and it is of {needs or 'a newer version'}; this version of vecstore "
+            f"reads {self.reads}. Nothing was fetched, and all is kept: upgrade this store, then it goes on"
+        )
 
     def alarm(self, text: str) -> None:
         """Tell a human."""

@@ -158,6 +158,10 @@ class Rejoining(Part):
             case Refusal() if is_primary and self.waiting == "reset" and message.why == "too old":
                 self.desk.persist(rejoin=self._state.at("reset", is_complete=False))
                 self._ask()
+            case Refusal() if is_primary and self.waiting == "reset" and message.why == "older version":
+                self.failures += 1
+                self.asked_s = self.desk.now_s
+                self.desk.alarm(self.desk.cannot_read(message.needs))
             case Refusal() if is_primary and message.why == "not primary" and self.waiting in ("seek", "reset"):
                 promise = self.desk.durable.promise
                 if promise is not None and promise.store_id not in (sender, self.desk.me):
@@ -197,7 +201,7 @@ class Rejoining(Part):
                 self.desk.send(primary, PointsRequest(fork, self.ids))
             else:
                 # What was left behind is not wholly known, or the primary's log was cut: everything is taken from it.
-                self.desk.send(primary, SnapshotRequest(self.desk.standing(), self.desk.slot, True))
+                self.desk.send(primary, SnapshotRequest(self.desk.standing(), self.desk.slot, True, self.desk.reads))
 
     # -- seek --------------------------------------------------------------------------------------------------------
 

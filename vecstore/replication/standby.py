@@ -321,10 +321,18 @@ class Standby(Part):
                 if promise is not None and promise.store_id not in (sender, self.desk.me):
                     self.desk.persist(primary=promise.store_id)
                 self.status = "stopped" if self.desk.durable.is_halted else "dialling"
+            case "older version":
+                if self.status == "fetching":
+                    self._cannot_read(message)
             case "too old":
                 pass
             case _:
                 self.stop(f"the primary says that this store is {message.why}")
+
+    def _cannot_read(self, message: Refusal) -> None:
+        """Stop until this store is upgraded: no snapshot was taken for it, and none was begun."""
+        self.desk.persist(bootstraps=max(0, self.desk.durable.bootstraps - 1))
+        self.stop(self.desk.cannot_read(message.needs))
 
     def halt(self, why: str) -> list[Action]:
         """Stop for a reason of the engine's, outside of a step; return the actions."""
@@ -370,7 +378,9 @@ class Standby(Part):
             self.stop(f"{count} bootstraps came to nothing{last}: keep more log for slots, or give an archive")
             return
         self.desk.persist(bootstraps=count + 1)
-        self.desk.send(self.desk.durable.primary, SnapshotRequest(self.desk.standing(), self.desk.slot, False))
+        self.desk.send(
+            self.desk.durable.primary, SnapshotRequest(self.desk.standing(), self.desk.slot, False, self.desk.reads)
+        )
 
     def _snapshot(self, sender: str, message: Snapshot) -> None:
         if self.status != "fetching" or sender != self.desk.durable.primary or self.desk.is_replacing:

@@ -72,7 +72,10 @@ def joined(pieces: Iterable[pb.Envelope], on_piece: Callable[[bool], None]) -> I
 
 def join_check(asked: pb.JoinRequest) -> int:
     """Return the check of what a new standby asks."""
-    return _check(text.encode() for text in (asked.store_id, asked.slot, asked.region, asked.address))
+    fields = [text.encode() for text in (asked.store_id, asked.slot, asked.region, asked.address)]
+    if asked.reads_format or asked.reads_kind:
+        fields += [_U64.pack(asked.reads_format), _U64.pack(asked.reads_kind)]
+    return _check(fields)
 
 
 def ticket_check(ticket: pb.SnapshotTicket) -> int:

@@ -16,6 +16,7 @@ from ..errors import AlreadyExists, InvalidArgument, NotPrimary, Unavailable
 from ..replication.coding import encode_claim
 from ..replication.log import Place
 from ..replication.state import Member
+from ..storage.reads import Reads
 from ..wire.methods import REPLICATION, REPLICATION_METHODS, Method
 from ..wire.v1 import replication_pb2 as pb
 from .pieces import join_check, ticket_check
@@ -72,6 +73,7 @@ class Replicate:
                 raise InvalidArgument(f"{option}: {text[:50]!r} given; allowed are 1 to {ID_TEXT_MAX} characters")
         replication = self._replication
         driver = replication.driver
+        reads = Reads(asked.reads_format or Reads().format, asked.reads_kind or Reads().kind)
 
         def hold(member: Member) -> None:
             if not member.accepts_writes:
@@ -79,6 +81,12 @@ class Replicate:
                 known = "" if primary is None or primary.store_id == member.me else primary.store_id
                 raise NotPrimary(
                     f"this store feeds nobody: it is {member.status}", primary=replication.links.address(known) or None
+                )
+            if not reads.covers(member.reads):
+                raise InvalidArgument(
+                    f"version: the new standby reads {reads}, and this primary is of {member.reads}",
+                    hint="upgrade vecstore at the standby first",
+                    details={"reads": str(reads), "needs": str(member.reads)},
                 )
             for slot in member.durable.slots:
                 if slot.name == asked.slot and slot.store_id != asked.store_id:

@@ -23,6 +23,7 @@ from ..errors import AlreadyExists, Exhausted, InvalidArgument, NotPrimary, Unav
 from ..replication.coding import decode_claim, encode_state
 from ..replication.durable import Durable
 from ..storage.directory import begin, is_store
+from ..storage.reads import Reads, this_version
 from ..wire.v1 import replication_pb2 as pb
 from . import log
 from .peers import AddressBook
@@ -126,6 +127,9 @@ def _fetch(
 ) -> None:
     reach, logger = Reach(settings), log.logger()
     request = pb.JoinRequest(store_id=store_id, slot=settings.slot or store_id, region=region, address=address)
+    reads = this_version()
+    if reads != Reads():  # who says nothing reads this much, as all did once
+        request.reads_format, request.reads_kind = reads.format, reads.kind
     request.check = join_check(request)
     ticket = reach.join(primary, request)
     if ticket.check != ticket_check(ticket):

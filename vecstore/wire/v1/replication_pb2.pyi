@@ -64,18 +64,22 @@ class Introduction(_message.Message):
     def __init__(self, store_id: _Optional[str] = ..., lineage: _Optional[bytes] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., addresses: _Optional[_Mapping[str, str]] = ..., now_us: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("store_id", "slot", "region", "address", "check")
+    __slots__ = ("store_id", "slot", "region", "address", "check", "reads_format", "reads_kind")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CHECK_FIELD_NUMBER: _ClassVar[int]
+    READS_FORMAT_FIELD_NUMBER: _ClassVar[int]
+    READS_KIND_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     slot: str
     region: str
     address: str
     check: int
-    def __init__(self, store_id: _Optional[str] = ..., slot: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., check: _Optional[int] = ...) -> None: ...
+    reads_format: int
+    reads_kind: int
+    def __init__(self, store_id: _Optional[str] = ..., slot: _Optional[str] = ..., region: _Optional[str] = ..., address: _Optional[str] = ..., check: _Optional[int] = ..., reads_format: _Optional[int] = ..., reads_kind: _Optional[int] = ...) -> None: ...
 
 class SnapshotTicket(_message.Message):
     __slots__ = ("id", "store_id", "lineage", "lsn", "chain", "claim", "files", "primary_address", "check")
