@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import vecstore
 from vecstore.engine.calls import Call, Schema
 from vecstore.engine.database import EmbeddedDatabase
-from vecstore.errors import DeadlineExceeded
+from vecstore.errors import DeadlineExceeded, Overloaded
 from vecstore.record import Kind
 
 
@@ -31,18 +32,49 @@ def test_a_call_that_is_taken_is_named() -> None:
     assert call.take()
     found: list[DeadlineExceeded] = []
 
-    def wait() -> None:
+    def ask() -> None:
         with pytest.raises(DeadlineExceeded) as caught:
             call.result()
         found.append(caught.value)
 
-    caller = threading.Thread(target=wait)
+    caller = threading.Thread(target=ask)
     caller.start()
     caller.join(0.1)
     assert caller.is_alive(), "it has no name yet"
-    call.token = "a token"
+    call.name("a token")
     caller.join(30)
     assert (found[0].outcome, found[0].details["token"]) == ("unknown", "a token")
+
+
+def test_a_call_whose_token_was_known_in_time_waits_for_its_answer_alone() -> None:
+    """A name is no answer while there is time; where that is over, it is all that is waited for."""
+    call = Call(deadline_s=time.monotonic() + 0.3)
+    assert call.take()
+    call.name("a token")
+    call_in_time = Call(deadline_s=time.monotonic() + 30)
+    assert call_in_time.take()
+    call_in_time.name("another")
+    threading.Timer(0.1, call_in_time.finish, ("done",)).start()
+    assert call_in_time.result() == "done"
+    with pytest.raises(DeadlineExceeded) as caught:
+        call.result()
+    assert (caught.value.outcome, caught.value.details["token"]) == ("unknown", "a token")
+
+
+@pytest.mark.parametrize("error", [None, Overloaded("too much")])
+def test_a_late_call_is_told_its_answer_where_that_comes_before_a_token(error: Overloaded | None) -> None:
+    """It has nothing to be written, or is refused while it is staged: that is no unknown outcome."""
+    call = Call(deadline_s=time.monotonic() + 0.01)
+    assert call.take()
+    with ThreadPoolExecutor(1) as pool:
+        caller = pool.submit(call.result)
+        assert not wait([caller], 0.1).done, "it has neither"
+        if error is None:
+            call.finish("nothing to do")
+            assert caller.result(30) == "nothing to do"
+        else:
+            call.fail(error)
+            assert caller.exception(30) is error
 
 
 def test_a_call_whose_deadline_passes_while_it_is_resolved_is_refused() -> None:

@@ -22,10 +22,6 @@ from ..values import Ack, FieldType, Filter, Payload, Written
 __all__ = ["Call", "Command", "Delete", "DeleteWhere", "Schema", "Update", "Upsert", "nothing_written"]
 
 
-_TOKEN_S = 0.001
-"""So often it is looked whether a call that is being staged has its token: by a caller whose time is over."""
-
-
 @dataclass(slots=True, eq=False)
 class Call:
     """One write under way. The caller waits; the committer answers once.
@@ -57,7 +53,10 @@ class Call:
     wrote: bool = False
     _gate: threading.Lock = field(default_factory=threading.Lock)
     _taken: bool = False
-    _done: threading.Event = field(default_factory=threading.Event)
+    _late: bool = False
+    _done: bool = False
+    _word: threading.Event = field(default_factory=threading.Event)
+    """Set once there is something to hear: the answer or, for who has no more time, the token."""
     _result: Any = None
     _error: BaseException | None = None
 
@@ -75,30 +74,40 @@ class Call:
     def _is_wanted(self) -> bool:
         if self._error is None and self.deadline_s is not None and time.monotonic() > self.deadline_s:
             self._error = _too_late("refused")
-            self._done.set()
+            self._word.set()
         return self._error is None
+
+    def name(self, token: str) -> None:
+        """Say which token its record has: a caller whose time is over waits for nothing more."""
+        with self._gate:
+            self.token = token
+            if self._late:
+                self._word.set()
 
     def finish(self, result: Any) -> None:
         """Answer the caller."""
         self._result = result
-        self._done.set()
+        self._done = True
+        self._word.set()
 
     def fail(self, error: BaseException) -> None:
         """Answer the caller with an error."""
         self._error = error
-        self._done.set()
+        self._word.set()
 
     def result(self) -> Any:
         """Wait for the answer, until the deadline."""
         timeout_s = None if self.deadline_s is None else max(0.0, self.deadline_s - time.monotonic())
-        if not self._done.wait(timeout_s):
+        if not self._word.wait(timeout_s):
             with self._gate:
                 if not self._taken and self._error is None:
                     self._error = _too_late("refused")
-            # Its record is being made: by what it is asked about is known in a moment.
-            while self._error is None and not self.token and not self._done.wait(_TOKEN_S):
-                pass
-            if not self._done.is_set() and self._error is None:
+                self._late = True
+                has_word = self._error is not None or bool(self.token)
+            if not has_word:
+                # Its record is being made: by what it is asked about is known in a moment.
+                self._word.wait()
+            if not self._done and self._error is None:
                 raise _too_late("unknown", self.token)
         if self._error is not None:
             raise self._error

@@ -100,19 +100,20 @@ class Stager:
         entry = self._state.fold.requests.get(call.request_id)
         if entry is not None:
             lsn, _, count = entry
-            call.token = self._token_at(lsn)
+            call.name(self._token_at(lsn))
             if call.take():
                 group.answers.append((call, lsn, count))
             return True
         settled = self._settled.find(call.request_id)
         if settled is not None:
-            call.lsn, call.token = settled
+            call.lsn, token = settled
+            call.name(token)
             group.answers.append((call, None, 0))
             return True
         for staged in group.staged:
             if staged.record.header.request_id == call.request_id:
                 header, mark = staged.record.header, staged.record.mark
-                call.token = self._history.token(header.epoch, header.lsn, mark.chain)
+                call.name(self._history.token(header.epoch, header.lsn, mark.chain))
                 if call.take():
                     group.answers.append((call, header.lsn, header.count))
                 return True
@@ -202,6 +203,6 @@ class Stager:
         staged = self._state.fold.stage(kind, number, change, time_us=times, **more)
         header, mark = staged.record.header, staged.record.mark
         if is_last:
-            call.token = self._history.token(header.epoch, header.lsn, mark.chain)
+            call.name(self._history.token(header.epoch, header.lsn, mark.chain))
         group.staged.append(staged)
         return staged
