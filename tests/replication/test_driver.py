@@ -19,7 +19,7 @@ from vecstore.errors import Damaged, NotPrimary, Unavailable
 from vecstore.replication.actions import TakeSnapshot
 from vecstore.replication.coding import decode, decode_state, encode, encode_state
 from vecstore.replication.driver import Driver
-from vecstore.replication.durable import Durable, Timing
+from vecstore.replication.durable import Durable, RejoinState, Timing
 from vecstore.replication.epochs import Claim, Identity, Standing
 from vecstore.replication.log import Place
 from vecstore.replication.messages import Call, Message, Promote, Rejoin, StepDown, Switchover, Synced
@@ -329,6 +329,68 @@ def test_what_was_fetched_in_vain_goes_once_the_stream_goes_on(pair: tuple[Membe
         kept.used_s -= 1_000.0
     a.contents.expire()
     assert a.folders() == set()
+
+
+def between(member: Member, monkeypatch: pytest.MonkeyPatch, look: Callable[[], object]) -> None:
+    """Look at a store right after its contents were replaced: callers come to it, and its driver knows nothing yet."""
+    replace = member.contents._replace
+
+    def replaced(offline: Callable[[str], Any]) -> Any:
+        engine = replace(offline)
+        look()
+        return engine
+
+    monkeypatch.setattr(member.contents, "_replace", replaced)
+
+
+def test_new_contents_are_read_before_the_driver_knows_of_them(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby's are whole, at one LSN; and whoever writes to it then is told where the primary is."""
+    a, b, wire = pair
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.append(b.database.collection("docs").count())
+        with pytest.raises(NotPrimary) as caught:
+            b.put(1)
+        seen.append(caught.value.primary)
+
+    between(b, monkeypatch, look)
+    cut_beneath(a, b, wire)
+    b.wait(lambda: b.driver.member.status == "following" and b.driver.log.applied_lsn == a.driver.log.tip.lsn)
+    assert seen == [910, wire.of(b.id).address(a.id)]
+
+
+def test_contents_of_a_rejoin_are_not_read_before_the_driver_knows_of_them(
+    pair: tuple[Member, Member, Wire], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The log ends at the fork, and points are those of a later LSN: a state that never was. Nor after a restart."""
+    a, b, wire = pair
+    wire.is_cut = True
+    a.put(5)
+    assert b.driver.command(Promote(1, force=True), 10.0)[0]
+    b.wait(lambda: b.database.status()["writable"])
+    b.put(3)
+    refused: list[Unavailable] = []
+
+    def look() -> None:
+        with pytest.raises(Unavailable, match="serves no reads") as caught:
+            a.database.collection("docs").count()
+        refused.append(caught.value)
+
+    between(a, monkeypatch, look)
+    wire.is_cut = False
+    a.wait(lambda: a.driver.state.role == "fenced")
+    assert a.driver.command(Rejoin(b.id), 10.0)[0]
+    a.wait(lambda: a.driver.state.rejoin is None and a.driver.log.applied_lsn == b.driver.log.tip.lsn)
+    assert [error.retryable for error in refused] == [True]
+    assert a.database.collection("docs").count() == 13
+    with contextlib.closing(vecstore.open(str(tmp_path / "c"))) as database:
+        assert isinstance(database, EmbeddedDatabase)
+        state = Durable("standby", rejoin=RejoinState("reset", b.id))
+        Driver(database.engine, wire.of("c"), a.contents, state)  # it has not taken a step
+        assert database.engine.reads_held
 
 
 def test_a_rejoin_sets_the_points_where_a_slot_alone_knows_the_fork(

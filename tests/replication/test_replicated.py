@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,26 @@ SMALL = {
     "VECSTORE_CHECKPOINTS_RETAINED": "1",
 }
 """A log that is cut soon, and held for a slot up to a megabyte."""
+
+
+@contextlib.contextmanager
+def reading(store: Store) -> Iterator[list[int]]:
+    """Count a store's points again and again; none of that may fail."""
+    seen: list[int] = []
+    is_over = threading.Event()
+
+    def read() -> None:
+        with store.database() as database:
+            while not is_over.is_set():
+                seen.append(database.collection("docs").count())
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        try:
+            yield seen
+        finally:
+            is_over.set()
+        reader.result(60)
 
 
 def test_replicated_waits_for_the_standby_and_says_what_is_durable(tmp_path: Path) -> None:
@@ -55,13 +79,15 @@ def test_a_standby_that_is_too_far_behind_takes_a_snapshot(tmp_path: Path) -> No
                 token = put(database, 1_000 * i, 1_000)
             found = primary.wait(lambda found: found["slots"][0]["is_lost"])
             assert any("slot west is lost" in alarm["text"] for alarm in found["alarms"])
-            with standby.running():
+            with standby.running(), reading(standby) as seen:
                 assert counts(standby, token) == 60_000
                 token = put(database, 100_000, 10)
                 assert counts(standby, token) == 60_010
                 assert digest(standby) == digest(primary)
                 assert standby.describe()["status"] == "following"
                 found = primary.wait(lambda found: not found["slots"][0]["is_lost"])
+            assert '"event": "contents were replaced"' in standby.logs()
+            assert seen == sorted(seen) and set(seen) <= {10, 60_000, 60_010}, set(seen)
 
 
 def test_a_standby_is_filled_from_a_repository_and_follows(tmp_path: Path) -> None:

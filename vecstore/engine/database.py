@@ -140,7 +140,10 @@ class EmbeddedDatabase(Database):
             try:
                 offline(path)
             finally:
-                self._engine = Engine(path, create=False, read_only=False, device=before.device, config=before.config)
+                after = Engine(path, create=False, read_only=False, device=before.device, config=before.config)
+                # Whoever says these is told of the engine later than callers come to it.
+                after.reads_held, after.primary_hint = before.reads_held, before.primary_hint
+                self._engine = after
                 if self._place is not None:
                     _engines[self._place] = (self._engine, 1)
         if archiver is not None:

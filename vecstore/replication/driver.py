@@ -155,6 +155,7 @@ class Driver:
             is_copied=engine.is_copied,
         )
         self._attach(engine)
+        self._hold_reads(engine)
         self._thread = threading.Thread(target=self._loop, name="vecstore-replication", daemon=True)
 
     # -- any thread --------------------------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ class Driver:
         member, engine = self.member, self.engine
         feed = getattr(member.part, "feed", None)
         self._wants_syncs = feed is not None and bool(feed.streams)
-        engine.reads_held = "" if member.serves_reads else "it rejoins, and its contents are being replaced"
+        self._hold_reads(engine)
         promise = member.durable.promise
         if promise is not None and promise.store_id != member.me:
             engine.primary_hint = self.network.address(promise.store_id)
@@ -322,6 +323,10 @@ class Driver:
             self._status = member.status
             if self._status in ("following", "open"):
                 self._worker.submit(self._tidy)
+
+    def _hold_reads(self, engine: Engine) -> None:
+        """Have an engine refuse reads while a rejoin is under way: also before the first step, after a start."""
+        engine.reads_held = "" if self.member.serves_reads else "it rejoins, and its contents are being replaced"
 
     def _fail(self, exc: BaseException) -> None:
         """Stand still, and acknowledge nothing."""
