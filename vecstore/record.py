@@ -38,6 +38,7 @@ __all__ = [
     "contents",
     "encode_json",
     "id_key",
+    "is_of_newer",
     "key_id",
     "lineage_chain",
     "log_key",
@@ -267,6 +268,25 @@ def next_chain(chain: bytes, header: bytes, parts: Sequence[Bytes]) -> bytes:
     for part in parts:
         state.update(part)
     return state.digest()
+
+
+def is_of_newer(data: bytes, lsn: int, chain: bytes) -> bool:
+    """Return whether these are the bytes of the record after an LSN with a chain, as a newer version wrote it.
+
+    It is whole and carries on the chain, which covers its header: a record of which a bit was flipped is none.
+    """
+    end = len(data) - MARK_BYTES
+    if end < HEADER_BYTES:
+        return False
+    version, kind, _, number, *_, body = _HEADER.unpack_from(data)
+    is_known = version == RECORD_VERSION and kind in Kind.__members__.values()
+    if is_known or number != lsn + 1 or end != HEADER_BYTES + body:
+        return False
+    try:
+        mark = Mark.decode(data[end:])
+    except Damaged:
+        return False
+    return next_chain(chain, data[:HEADER_BYTES], [data[HEADER_BYTES:end]]) == mark.chain
 
 
 @dataclass(frozen=True, slots=True)

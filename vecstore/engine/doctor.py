@@ -11,8 +11,8 @@ from typing import Any
 
 from ..clock import CommitClock, SystemClock
 from ..config import Config
-from ..errors import Damaged, NotFound
-from ..record import Kind, log_key
+from ..errors import Damaged, InvalidArgument, NotFound
+from ..record import Kind, is_of_newer, log_key
 from ..storage import catalog
 from ..storage.base import Family, KeyValueStore
 from ..storage.catalog import Epoch
@@ -84,6 +84,8 @@ def accept_loss(path: str) -> dict[str, Any]:
     ------
     Damaged
         Nothing is left to open: the store must be restored.
+    InvalidArgument
+        The log goes on with records of a newer version: nothing is damaged, and nothing was dropped.
     """
     directory = StoreDirectory.open(path, create=False, read_only=False)
     try:
@@ -102,6 +104,7 @@ def _cut(store: KeyValueStore, directory: StoreDirectory, config: Config) -> dic
     if lineage is None:
         raise Damaged("nothing is left of this store: RocksDB is empty", hint="restore it from a copy")
     fold = Fold(store, lineage[:16])
+    _read_log(store)
     _keep_provable(store, fold, config)
     dropped = _drop_rest(store, fold)
     store.flush()
@@ -135,7 +138,32 @@ def _keep_provable(store: KeyValueStore, fold: Fold, config: Config) -> None:
                 store.write(batch, logged=False)
             fold.settle()
     except Damaged:
+        _refuse_newer(store, fold.tip.lsn, fold.tip.chain)
+
+
+def _read_log(store: KeyValueStore) -> None:
+    """Read the log up to where it cannot be read; refuse where that is because a newer version wrote on."""
+    last, chain = 0, b""
+    try:
+        for record in LogReader(store).records(0):
+            last, chain = record.lsn, record.mark.chain
+    except Damaged:
+        _refuse_newer(store, last, chain)
+
+
+def _refuse_newer(store: KeyValueStore, lsn: int, chain: bytes) -> None:
+    """Refuse to cut a log after an LSN if what follows there is sound, and only not known to this version."""
+    try:
+        data = b"".join(value for _, value in store.scan(Family.LOG, log_key(lsn + 1), log_key(lsn + 2)))
+    except Damaged:
         return
+    if is_of_newer(data, lsn, chain):
+        raise InvalidArgument(
+            f"path: record {lsn + 1} of the log is of a kind that this version of vecstore does not know: "
+            "nothing is damaged, and nothing was dropped",
+            hint="open it with a newer vecstore",
+            details={"lsn": lsn + 1},
+        )
 
 
 def _drop_rest(store: KeyValueStore, fold: Fold) -> list[int]:
