@@ -70,6 +70,16 @@ def test_no_caller_starves() -> None:
     assert min(counts) > 0.2 * max(counts), counts
 
 
+def _with_one_that_comes_back() -> Gate:
+    """Return a gate whose one place this thread has, which came back at once so far."""
+    gate = Gate(1)
+    for _ in range(2):
+        assert gate.enter(None)
+        gate.leave()
+    assert gate.enter(None)
+    return gate
+
+
 def _waiting(gate: Gate) -> tuple[threading.Thread, threading.Event]:
     """Return a thread that waits in line for the one place, and what it sets once it has it."""
     served, pause = threading.Event(), threading.Event()
@@ -90,11 +100,7 @@ def test_who_comes_back_at_once_is_let_in_first_for_a_turn(monkeypatch: pytest.M
     """Who waits is not woken meanwhile, and gets the place when the turn is over."""
     monkeypatch.setattr(module, "TURN_S", 60.0)
     monkeypatch.setattr(module, "RETURN_S", 30.0)
-    gate = Gate(1)
-    for _ in range(2):
-        assert gate.enter(None)
-        gate.leave()
-    assert gate.enter(None)
+    gate = _with_one_that_comes_back()
     thread, served = _waiting(gate)
     for _ in range(3):
         gate.leave()
@@ -109,16 +115,27 @@ def test_who_comes_back_at_once_is_let_in_first_for_a_turn(monkeypatch: pytest.M
 def test_a_place_that_is_kept_in_vain_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that always came back at once, and then did not, holds nobody up for long."""
     monkeypatch.setattr(module, "RETURN_S", 30.0)
-    gate = Gate(1)
-    for _ in range(2):
-        assert gate.enter(None)
-        gate.leave()
-    assert gate.enter(None)
+    gate = _with_one_that_comes_back()
     monkeypatch.setattr(module, "TURN_S", 0.1)
     thread, served = _waiting(gate)
     gate._turn_ends_s = time.monotonic() + 60
     gate.leave()
     assert gate._free == 1, "it was kept"
+    assert served.wait(30)
+    thread.join()
+    assert gate.enter(0.0)
+
+
+def test_a_kept_place_goes_to_the_head_whoever_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks first, for its time is over, leaves the place to who has waited longer."""
+    monkeypatch.setattr(module, "RETURN_S", 30.0)
+    monkeypatch.setattr(module, "TURN_S", 60.0)
+    gate = _with_one_that_comes_back()
+    thread, served = _waiting(gate)
+    gate.leave()
+    assert gate._free == 1, "it was kept"
+    monkeypatch.setattr(module, "RETURN_S", -1.0)
+    assert not gate.enter(0.0)
     assert served.wait(30)
     thread.join()
     assert gate.enter(0.0)

@@ -3,7 +3,7 @@
 A place goes to who has waited longest, but not after each search where callers come back at once: to change threads
 takes as long as a short search does, and eight callers that did it each time got half of what two get. So a caller that
 came back at once the last time finds its place kept for the length of a turn; then the place goes to the head of the
-line. A place that is kept in vain is taken from the line.
+line. A place that is kept in vain is seen by those in line, and goes to their head as well.
 """
 
 from __future__ import annotations
@@ -81,10 +81,13 @@ class Gate:
                     # The place came while the time ran out.
                     return True
                 if self._free:
+                    # Whoever saw it first, it is for the head of the line.
                     self._free -= 1
                     self._turn_ends_s = now_s + TURN_S
-                    self._line.remove(turn)
-                    return True
+                    first = self._line.popleft()
+                    if first is turn:
+                        return True
+                    first.release()
                 if deadline_s is not None and now_s >= deadline_s:
                     self._line.remove(turn)
                     return False
